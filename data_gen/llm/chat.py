@@ -1,0 +1,106 @@
+"""What a hosted language model is to this project: one method, three ways to fail.
+
+Everything that answers (`openai.py`, `simulated.py`) and everything that wraps an answerer (`journal.py`,
+`pacing.py`) is a `ChatModel`, so they stack in any order and tests need no patches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "filtered", "unreadable"]
+
+
+@dataclass(frozen=True)
+class Message:
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class RequestKey:
+    """Which decision of the run a request belongs to; a retry of the decision has the next `attempt`."""
+
+    lineage: str
+    round: int
+    purpose: Literal["evolve", "judge", "answer"]
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatRequest:
+    """One request. `seed` is sent to providers that sample by seed, and makes the simulated model repeatable."""
+
+    key: RequestKey
+    model: str
+    messages: tuple[Message, ...]
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical request with its key: what the journal files a reply under."""
+        canonical = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatReply:
+    """One paid reply.
+
+    `finish_reason`: "stop"; "length" (cut off at max_tokens); "filtered" (the provider withheld it);
+    "unreadable" (a success status whose body held no text). Token counts are the provider's, 0 if it gave none.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    model: str
+    """The model's name and version as the server reports it."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class ChatModel(Protocol):
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        """Answers one request.
+
+        Raises:
+          NotSent: nothing was billed; the request may be sent again after `retry_after` seconds.
+          Ambiguous: the request may have been billed; sending it again may pay twice.
+          Permanent: this request will never succeed.
+        """
+        ...
+
+
+class ChatError(Exception):
+    """A request that brought no reply."""
+
+
+class NotSent(ChatError):
+    """Refused before any work was done: connection refused, 429, 503."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None, rate_limited: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.rate_limited = rate_limited
+
+
+class Ambiguous(ChatError):
+    """Lost after it was sent: a time-out, a dropped connection, 500, 502, 504. It may have been billed."""
+
+
+class Permanent(ChatError):
+    """Will never succeed as it stands.
+
+    `scope` says what to do about it: "request" (this prompt is refused: reject the candidate) or "run"
+    (bad key, unknown model, no permission: stop, for every other request would fail too).
+    """
+
+    def __init__(self, message: str, *, scope: Literal["request", "run"]) -> None:
+        super().__init__(message)
+        self.scope: Literal["request", "run"] = scope
