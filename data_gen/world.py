@@ -1,0 +1,227 @@
+"""The simulated world: small tasks over lists whose truth can be computed.
+
+    Take this list: reverse it, then drop the first item.
+    plum fig kiwi
+                                  ->  kiwi fig plum -> fig plum
+
+A task is an opener, a chain of steps and an input. Difficulty is the number of steps, by construction, and the
+answer shows the list after each step; what stands after the last arrow is the result. `render` and `parse` are
+inverses, so a text either is a task of this world or is not.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+Form = Literal["plain", "json", "csv", "xml"]
+"""How the input is written; every form holds the same list."""
+
+FORMS: tuple[Form, ...] = ("plain", "json", "csv", "xml")
+
+WORDS = tuple("apple bread candle drum egg fig garlic honey ink jam kiwi lemon mint nut olive plum".split())
+NUMBERS = tuple(str(n) for n in range(1, 21))
+SHORTEST, LONGEST = 3, 5  # items in a list
+
+PLAIN_OPENERS = ("Take this list", "Work on this list", "Use the list below")
+CONCRETE_OPENERS = ("Take my shopping list", "Work on the list from the market", "Use the list on the fridge")
+OPENERS = PLAIN_OPENERS + CONCRETE_OPENERS
+
+ARROW = " -> "
+Items = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do to a list. `kind` says which operations of Evol-Instruct add it (see `simulated.py`)."""
+
+    name: str
+    phrase: str
+    kind: Literal["order", "filter", "value"]
+    apply: Callable[[Items], Items]
+    needs: Literal["any", "words", "numbers"] = "any"
+
+
+def _sorted(items: Items) -> Items:
+    return tuple(sorted(items, key=lambda item: (int(item), "") if item.isdigit() else (0, item)))
+
+
+_STEPS = (
+    Step("reverse", "reverse it", "order", lambda items: items[::-1]),
+    Step("sort", "sort it", "order", _sorted),
+    Step("rotate", "move the first item to the end", "order", lambda items: items[1:] + items[:1]),
+    Step("drop_first", "drop the first item", "filter", lambda items: items[1:]),
+    Step("drop_last", "drop the last item", "filter", lambda items: items[:-1]),
+    Step("keep_two", "keep the first two items", "filter", lambda items: items[:2]),
+    Step(
+        "keep_even",
+        "keep the even numbers",
+        "filter",
+        lambda items: tuple(item for item in items if int(item) % 2 == 0),
+        "numbers",
+    ),
+    Step("upper", "write it in upper case", "value", lambda items: tuple(i.upper() for i in items), "words"),
+    Step(
+        "add_one",
+        "add one to each number",
+        "value",
+        lambda items: tuple(str(int(item) + 1) for item in items),
+        "numbers",
+    ),
+    Step("repeat", "say each item twice", "value", lambda items: tuple(i for i in items for _ in range(2))),
+    Step("count", "count the items", "value", lambda items: (str(len(items)),)),
+    Step("join", "join the items with dashes", "value", lambda items: ("-".join(items),)),
+)
+STEPS = MappingProxyType({step.name: step for step in _STEPS})
+_BY_PHRASE = MappingProxyType({step.phrase: step for step in _STEPS})
+_LAST_ONLY = ("count", "join")
+"""These end a chain: what they make is no longer a list."""
+LONGEST_RESULT = 8  # items; keeps answers short enough for a small model
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of this world: `steps` are names in `STEPS`, `items` the input list."""
+
+    steps: tuple[str, ...]
+    items: Items
+    form: Form = "plain"
+    opener: str = PLAIN_OPENERS[0]
+
+    @property
+    def pair(self) -> tuple[tuple[str, ...], Items]:
+        """What makes two tasks the same however they are worded: the chain and the input."""
+        return self.steps, self.items
+
+
+def trace(task: Task) -> tuple[Items, ...]:
+    """The list after each step."""
+    results, items = [], task.items
+    for name in task.steps:
+        items = STEPS[name].apply(items)
+        results.append(items)
+    return tuple(results)
+
+
+def is_valid(task: Task) -> bool:
+    """Whether each step does something to a list that is there: no empty list, no step that changes nothing."""
+    items = task.items
+    for position, name in enumerate(task.steps):
+        step = STEPS[name]
+        if step.needs == "numbers" and not items[0].isdigit():
+            return False
+        if step.needs == "words" and items[0].isdigit():
+            return False
+        if name in _LAST_ONLY and position != len(task.steps) - 1:
+            return False
+        after = step.apply(items)
+        if not after or after == items or len(after) > LONGEST_RESULT:
+            return False
+        items = after
+    return bool(task.steps)
+
+
+def answer(task: Task) -> str:
+    """The right answer: the list after each step, joined by arrows."""
+    return ARROW.join(" ".join(items) for items in trace(task))
+
+
+def result(answer_text: str) -> str:
+    """What an answer comes down to: the text after its last arrow, with single spaces."""
+    return " ".join(answer_text.rsplit(ARROW.strip(), 1)[-1].split())
+
+
+def render(task: Task) -> str:
+    """The task as an instruction with its input on the lines below."""
+    chain = ", then ".join(STEPS[name].phrase for name in task.steps)
+    return f"{task.opener}: {chain}.\n{_write_items(task.items, task.form)}"
+
+
+def parse(text: str) -> Task | None:
+    """The task that a text states, or None if it states none of this world. Inverse of `render`."""
+    head, newline, body = text.strip().partition(".\n")
+    opener, colon, chain = head.partition(": ")
+    if not newline or not colon or opener not in OPENERS:
+        return None
+    steps = [_BY_PHRASE.get(phrase) for phrase in chain.split(", then ")]
+    form, items = _read_items(body)
+    if items is None or None in steps:
+        return None
+    task = Task(tuple(step.name for step in steps if step), items, form, opener)
+    return task if is_valid(task) else None
+
+
+def count_steps(text: str) -> int:
+    """Number of steps of the task that a text states; 0 for any other text."""
+    task = parse(text)
+    return len(task.steps) if task else 0
+
+
+def sample_task(rng: random.Random, *, steps: int, form: Form = "plain") -> Task:
+    """A valid task of so many steps; chains and inputs are drawn evenly from those that are valid."""
+    while True:
+        pool = WORDS if rng.random() < 0.5 else NUMBERS
+        items = tuple(rng.choice(pool) for _ in range(rng.randint(SHORTEST, LONGEST)))
+        chain = tuple(rng.choice(_STEPS).name for _ in range(steps))
+        task = Task(chain, items, form, rng.choice(PLAIN_OPENERS))
+        if is_valid(task):
+            return task
+
+
+def sample_seeds(count: int, seed: int) -> list[str]:
+    """Distinct one-step tasks, as instructions: the seeds of a simulated run."""
+    rng = random.Random(f"seeds of the simulated world {seed}")
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        texts[render(sample_task(rng, steps=1))] = None
+    return list(texts)
+
+
+def with_added_step(task: Task, rng: random.Random, *, kind: str) -> Task | None:
+    """The task with one more step of a kind somewhere in its chain, or None where no such step fits."""
+    options = [
+        replace(task, steps=(*task.steps[:at], step.name, *task.steps[at:]))
+        for step in _STEPS
+        if step.kind == kind
+        for at in range(len(task.steps) + 1)
+    ]
+    valid = [option for option in options if is_valid(option)]
+    return rng.choice(valid) if valid else None
+
+
+def _write_items(items: Sequence[str], form: Form) -> str:
+    match form:
+        case "plain":
+            return " ".join(items)
+        case "json":
+            return json.dumps(list(items))
+        case "csv":
+            return "\n".join(("item", *items))
+        case "xml":
+            return "<list>" + "".join(f"<item>{item}</item>" for item in items) + "</list>"
+
+
+_XML = re.compile(r"<list>((?:<item>[^<>]+</item>)+)</list>")
+
+
+def _read_items(text: str) -> tuple[Form, Items | None]:
+    """The form and the list that an input holds; None where it holds none of this world."""
+    form: Form = "plain"
+    items: Items = tuple(text.split(" "))
+    if text.startswith("["):
+        form = "json"
+        try:
+            items = tuple(str(item) for item in json.loads(text))
+        except json.JSONDecodeError:
+            return form, None
+    elif text.startswith("item\n"):
+        form, items = "csv", tuple(text.split("\n")[1:])
+    elif matched := _XML.fullmatch(text):
+        form, items = "xml", tuple(re.findall(r"<item>([^<>]+)</item>", matched[1]))
+    known = bool(items) and (set(items) <= set(WORDS) or set(items) <= set(NUMBERS))
+    return form, items if known else None
