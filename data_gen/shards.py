@@ -1,0 +1,375 @@
+"""Records <-> a TFDS data set of TFRecord shards, written and read without TensorFlow, and verified.
+
+    evolved/dataset/
+      evolved-train.tfrecord-00000-of-00002    the records
+      evolved-train.tfrecord-00001-of-00002
+      dataset_info.json  features.json         what `tfds.builder_from_directory` reads
+      manifest.json                            what `verify` reads: every file's length and SHA-256
+
+A TFRecord frame is: length (uint64), masked CRC-32C of the length, the bytes, masked CRC-32C of the bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, BinaryIO
+
+import google_crc32c
+
+from configs.errors import UserError
+from data_gen.records import Record, Turn
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_METADATA = ("dataset_info.json", "features.json")
+_FRAME_BYTES = 16  # of a frame beside its record: 8 length, 4 CRC, 4 CRC
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class ShardError(UserError):
+    """A data set cannot be written, or is not what its manifest says; names file, record and byte offset."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFile:
+    """One file of a data set as it was written; `records` is 0 for the files that hold none."""
+
+    file: str
+    bytes: int
+    sha256: str
+    records: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a finished data set consists of."""
+
+    name: str
+    fields: tuple[str, ...]
+    shards: tuple[DataFile, ...]
+    metadata: tuple[DataFile, ...]
+    format: int = _FORMAT
+
+    @property
+    def records(self) -> int:
+        return sum(shard.records for shard in self.shards)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 over the shards in order: the same for the same records in the same shards."""
+        lines = (f"{shard.records} {shard.bytes} {shard.sha256}\n" for shard in self.shards)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        totals = {"records": self.records, "sha256": self.sha256}
+        return json.dumps(dataclasses.asdict(self) | totals, indent=1, sort_keys=True) + "\n"
+
+
+def write_dataset(
+    records: Iterable[Record],
+    out: pathlib.Path,
+    *,
+    name: str,
+    count: int,
+    records_per_shard: int,
+    description: str,
+) -> Manifest:
+    """Write `count` records to the folder `out`, which appears complete or not at all.
+
+    Memory holds one record. The same records give the same bytes. A data set that is already there is
+    replaced; any other folder with something in it is refused.
+
+    Raises:
+      ShardError: no records, another number than `count`, a name that TFDS cannot use, text that is not
+        Unicode, or an `out` that holds something else.
+    """
+    if not _NAME.fullmatch(name):
+        raise ShardError(f"{name!r} cannot name a data set: use lower-case letters, digits and _, a letter first")
+    if count < 1:
+        raise ShardError(f"there is not one record to write to {out}: the data set would be empty")
+    if records_per_shard < 1:
+        raise ShardError(f"records_per_shard is {records_per_shard}: it must be at least 1")
+    if out.exists() and not (out / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ShardError(f"{out} exists and is no data set of ours: choose another folder, or remove it")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shards = _write_shards(iter(records), partial, name=name, count=count, records_per_shard=records_per_shard)
+    _write_metadata(partial, name=name, shards=shards, description=description)
+    manifest = Manifest(
+        name=name,
+        fields=tuple(field.name for field in dataclasses.fields(Record)),
+        shards=shards,
+        metadata=tuple(_describe(partial / file) for file in _METADATA),
+    )
+    (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    for file in (*_METADATA, MANIFEST):
+        with (partial / file).open("rb") as stream:
+            os.fsync(stream.fileno())
+    _put_in_place(partial, out)
+    return manifest
+
+
+def read_manifest(path: pathlib.Path) -> Manifest:
+    """The manifest of the data set in `path`, or in `path`/dataset; every figure in it agrees with the others.
+
+    Raises:
+      ShardError: there is none, or it is damaged.
+    """
+    file = dataset_folder(path) / MANIFEST
+    text = file.read_bytes()
+    try:
+        data = json.loads(text)
+        manifest = Manifest(
+            name=data["name"],
+            fields=tuple(data["fields"]),
+            shards=tuple(DataFile(**shard) for shard in data["shards"]),
+            metadata=tuple(DataFile(**item) for item in data["metadata"]),
+            format=data["format"],
+        )
+        intact = manifest.to_json().encode() == text
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise ShardError(
+            f"{file} is damaged: its figures do not agree with each other; copy or make the data set again"
+        )
+    fields = tuple(field.name for field in dataclasses.fields(Record))
+    if manifest.format != _FORMAT or manifest.fields != fields:
+        raise ShardError(
+            f"{file} was written by another version of this program (its records hold "
+            f"{', '.join(manifest.fields)}; here they hold {', '.join(fields)}): make the data set again"
+        )
+    return manifest
+
+
+def dataset_folder(path: pathlib.Path) -> pathlib.Path:
+    """Where the shards are: `path` itself, or `path`/dataset for the folder of `wizard evolve`.
+
+    Raises:
+      ShardError: neither holds a finished data set.
+    """
+    path = pathlib.Path(path)
+    for folder in (path, path / "dataset"):
+        if (folder / MANIFEST).is_file():
+            return folder
+    if not path.is_dir():
+        raise ShardError(f"there is no folder {path}: give the folder that `wizard evolve --out` has filled")
+    raise ShardError(
+        f"{path} holds no finished data set (no {MANIFEST} in it or in its dataset/): "
+        f"if `wizard evolve --out {path}` was interrupted, run it again to finish it"
+    )
+
+
+def verify(path: pathlib.Path) -> Manifest:
+    """Check every file of a data set against its manifest.
+
+    Raises:
+      ShardError: a file is missing, truncated, altered, swapped, duplicated or one too many.
+    """
+    folder = dataset_folder(path)
+    manifest = read_manifest(folder)
+    expected = {item.file for item in (*manifest.shards, *manifest.metadata)}
+    missing = sorted(file for file in expected if not (folder / file).is_file())
+    if missing:
+        raise ShardError(f"{folder} lacks {', '.join(missing)}: copy or make the data set again")
+    extra = sorted(file.name for file in folder.glob("*.tfrecord*") if file.name not in expected)
+    if extra:
+        raise ShardError(f"{folder} holds {', '.join(extra)}, which the manifest does not name: remove them")
+    for item in (*manifest.shards, *manifest.metadata):
+        found = _describe(folder / item.file)
+        if (found.bytes, found.sha256) != (item.bytes, item.sha256):
+            raise ShardError(_diagnose(folder / item.file, item=item, found=found, manifest=manifest))
+    return manifest
+
+
+def read_dataset(path: pathlib.Path) -> Iterator[Record]:
+    """The records of a data set in the order in which they were written, after all of it was verified.
+
+    Raises:
+      ShardError: as `verify`.
+    """
+    folder = dataset_folder(path)
+    manifest = verify(folder)
+    features = _features()
+    for shard in manifest.shards:
+        with (folder / shard.file).open("rb") as stream:
+            for _, frame in _frames(stream, file=folder / shard.file):
+                yield _to_record(features.deserialize_example_np(frame))
+
+
+# --- one record
+
+
+def _features() -> Any:
+    """The TFDS schema of `Record`; imported here, since tfds takes more than a second."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    of_type: dict[str, Any] = {"str": tfds.features.Text(), "int": np.int64}
+    turn = {field.name: tfds.features.Text() for field in dataclasses.fields(Turn)}
+    of_type["tuple[Turn, ...]"] = tfds.features.Sequence(turn)
+    return tfds.features.FeaturesDict({field.name: of_type[str(field.type)] for field in dataclasses.fields(Record)})
+
+
+def _to_record(example: dict[str, Any]) -> Record:
+    values: dict[str, Any] = {
+        key: value.decode() if isinstance(value, bytes) else int(value)
+        for key, value in example.items()
+        if key != "turns"
+    }
+    turns = example["turns"]
+    pairs = zip(turns["role"], turns["content"], strict=True)
+    values["turns"] = tuple(Turn(role=role.decode(), content=content.decode()) for role, content in pairs)
+    return Record(**values)
+
+
+# --- frames and shards
+
+
+def _masked_crc(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _frames(stream: BinaryIO, *, file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, record) of every frame; raises ShardError at the first one that is not whole."""
+    size = os.fstat(stream.fileno()).st_size
+    offset = number = 0
+    while head := stream.read(12):
+        where = f"{file}, record {number} at byte {offset}"
+        if len(head) < 12:
+            raise ShardError(f"{where}: the file ends in the middle of this record")
+        if _masked_crc(head[:8]) != head[8:]:
+            raise ShardError(f"{where}: the length of this record is damaged")
+        (length,) = struct.unpack("<Q", head[:8])
+        if offset + length + _FRAME_BYTES > size:
+            raise ShardError(f"{where}: the file ends in the middle of this record")
+        data, crc = stream.read(length), stream.read(4)
+        if _masked_crc(data) != crc:
+            raise ShardError(f"{where}: this record is damaged")
+        yield offset, data
+        offset += length + _FRAME_BYTES
+        number += 1
+
+
+def _write_shards(
+    records: Iterator[Record], folder: pathlib.Path, *, name: str, count: int, records_per_shard: int
+) -> tuple[DataFile, ...]:
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    features = _features()
+    serializer = ExampleSerializer(features.get_serialized_info())
+    total = -(-count // records_per_shard)
+    shards = []
+    for index in range(total):
+        file = folder / f"{name}-train.tfrecord-{index:05d}-of-{total:05d}"
+        with file.open("wb") as stream:
+            written = 0
+            for record in islice(records, records_per_shard):
+                # Protobuf writes the features of an Example in the order of a hash table unless told otherwise.
+                example = serializer.get_tf_example(features.encode_example(_encodable(record)))
+                data = example.SerializeToString(deterministic=True)
+                head = struct.pack("<Q", len(data))
+                stream.write(head + _masked_crc(head) + data + _masked_crc(data))
+                written += 1
+            stream.flush()
+            os.fsync(stream.fileno())
+        shards.append(_describe(file, records=written))
+    written = sum(shard.records for shard in shards) + sum(1 for _ in records)
+    if written != count:
+        raise ShardError(f"{count} records were announced for {folder}, and {written} came: nothing is kept")
+    return tuple(shards)
+
+
+def _encodable(record: Record) -> dict[str, Any]:
+    values = dataclasses.asdict(record)
+    values["turns"] = list(values["turns"])
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ShardError(
+            f"record {record.id!r} holds text that is not Unicode ({error.reason}): remove or mend this record"
+        ) from error
+    return values
+
+
+def _write_metadata(folder: pathlib.Path, *, name: str, shards: tuple[DataFile, ...], description: str) -> None:
+    import tensorflow_datasets as tfds
+
+    split = tfds.core.SplitInfo(
+        name="train",
+        shard_lengths=[shard.records for shard in shards],
+        num_bytes=sum(shard.bytes for shard in shards),
+        filename_template=tfds.core.ShardedFileTemplate(
+            dataset_name=name, data_dir=folder, split="train", filetype_suffix="tfrecord"
+        ),
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=_features(),
+        split_infos=[split],
+        version="1.0.0",
+        description=description,
+        check_data=False,  # True imports TensorFlow and reads a shard again
+    )
+
+
+# --- whole files
+
+
+def _describe(file: pathlib.Path, *, records: int = 0) -> DataFile:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+        return DataFile(file=file.name, bytes=stream.tell(), sha256=digest.hexdigest(), records=records)
+
+
+def _put_in_place(partial: pathlib.Path, out: pathlib.Path) -> None:
+    """Rename a finished folder, durably; what it replaces is gone only after it is there."""
+    _fsync_folder(partial)
+    old = out.with_name(f".{out.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    _fsync_folder(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync_folder(folder: pathlib.Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _diagnose(file: pathlib.Path, *, item: DataFile, found: DataFile, manifest: Manifest) -> str:
+    """What is wrong with a file whose bytes are not those that were written."""
+    remedy = "copy or make the data set again"
+    for other in manifest.shards:
+        if found.sha256 == other.sha256:
+            there = _describe(file.with_name(other.file)).sha256
+            how = "the two are swapped" if there == item.sha256 else f"{other.file} is here twice"
+            return f"{file} holds what {other.file} should hold: {how}; {remedy}"
+    if item in manifest.metadata:
+        return f"{file} is not the file that was written ({found.bytes} bytes of {item.bytes}); {remedy}"
+    number, end = 0, 0
+    with file.open("rb") as stream:
+        try:
+            for offset, data in _frames(stream, file=file):
+                number, end = number + 1, offset + len(data) + _FRAME_BYTES
+        except ShardError as error:
+            return f"{error} ({found.bytes} bytes of {item.bytes}, {item.records} records); {remedy}"
+    if number != item.records:
+        return f"{file} ends after record {number - 1}, at byte {end}: {number} records of {item.records}; {remedy}"
+    return f"{file} holds other records than those that were written; {remedy}"
