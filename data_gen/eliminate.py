@@ -1,0 +1,115 @@
+"""The four elimination rules, as pure functions: a `Reason` drops the candidate, None lets it pass.
+
+Rules: WizardLM (arXiv 2304.12244), section 3.2. Where the paper is silent, the words below say what was decided.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from data_gen.records import Rule
+
+
+class Reason(NamedTuple):
+    """The rule that drops a candidate, and what the rule saw."""
+
+    rule: Rule
+    evidence: str
+
+
+REFUSAL_WORDS = 80
+"""Rule 2: an answer with as many words as this may say sorry."""
+
+PROMPT_PHRASES = (
+    "given prompt",
+    "rewritten prompt",
+    "created prompt",
+    "given instruction",
+    "rewritten instruction",
+    "starting instruction",
+    "harder instruction",
+    "fresh instruction",
+    "brand-new instruction",
+)
+"""Rule 4: the published phrases and the labels of our own prompts; an instruction seldom holds them."""
+
+STOP_WORDS = frozenset(
+    """
+    a about after again all also am an and any are as at be because been before being both but by can could did do
+    does doing down during each few for from further had has have having he her here hers him his how i if in into
+    is it its itself just me more most my nor of off on once only or other our ours out over own same she should so
+    some such than that the their theirs them then there these they this those through to too under until up very
+    was we were what when where which while who whom why will with would you your yours
+    """.split()
+)
+"""Rule 3. 'yes', 'no' and 'not' are absent: alone they answer a question."""
+
+
+_REFUSAL_OPENING = re.compile(
+    r"""\W*(?: i(?:\ am|['’]m)(?:\ so|\ very)?\ sorry
+          | sorry,\ (?:but\ )?i\b
+          | i\ (?:can(?:\ ?not|['’]t)|am\ unable\ to|am\ not\ able\ to|won['’]t)
+            \ (?:help|assist|comply|fulfil|rewrite|do\ (?:this|that)) )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def identical(candidate: str, *, parent: str) -> Reason | None:
+    """Rule 1 without a judge: the same words in the same order, whatever the case and the spaces."""
+    if candidate.casefold().split() == parent.casefold().split():
+        return Reason("no_gain", "the rewritten instruction is the one before, word for word")
+    return None
+
+
+def no_gain(verdict: str) -> Reason | None:
+    """Rule 1 with the judge's reply; a verdict that can not be read drops the candidate under its own rule."""
+    said = re.match(r"\W*(not[\s_-]+equal|equal)(?=\s*(?:$|[^\w\s]|\n))", verdict, re.IGNORECASE)
+    if said is None:
+        return Reason("unreadable_reply", f"the judge said neither Equal nor Not Equal: {_quoted(verdict)}")
+    if said[1].casefold() == "equal":
+        return Reason("no_gain", "the judge found it equal to the instruction before")
+    return None
+
+
+def refusal(answer: str) -> Reason | None:
+    """Rule 2: the answer says sorry in fewer than 80 words."""
+    words = len(answer.split())
+    if words < REFUSAL_WORDS and re.search(r"\bsorry\b", answer, re.IGNORECASE):
+        return Reason("refusal", f"says sorry in {words} words: {_quoted(answer)}")
+    return None
+
+
+def refused_rewrite(candidate: str, *, parent: str) -> Reason | None:
+    """Rule 2 for the rewrite itself: it begins as a refusal does, and the instruction before did not.
+
+    An instruction may well speak of being sorry, so only the beginning counts.
+    """
+    if _REFUSAL_OPENING.match(candidate) and not _REFUSAL_OPENING.match(parent):
+        return Reason("refusal", f"the rewrite is a refusal: {_quoted(candidate)}")
+    return None
+
+
+def empty_answer(answer: str) -> Reason | None:
+    """Rule 3: the answer holds only punctuation and stop words. A single letter may be the choice asked for."""
+    words = re.findall(r"\w+", answer.casefold())
+    if len(words) == 1 and len(words[0]) == 1:
+        return None
+    if all(word in STOP_WORDS for word in words):
+        held = "only punctuation and stop words" if words else "no words"
+        return Reason("empty_answer", f"holds {held}: {_quoted(answer)}")
+    return None
+
+
+def copied_prompt(candidate: str, *, parent: str) -> Reason | None:
+    """Rule 4: the rewritten instruction copies words of the rewriting prompt that the one before did not have."""
+    new, old = (" ".join(text.casefold().split()) for text in (candidate, parent))
+    for phrase in PROMPT_PHRASES:
+        if phrase in new and phrase not in old:
+            return Reason("copied_prompt", f"copies {phrase!r} from the rewriting prompt")
+    return None
+
+
+def _quoted(text: str) -> str:
+    shown = " ".join(text.split())
+    return repr(shown if len(shown) <= 80 else f"{shown[:77]}...")
