@@ -8,7 +8,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -52,21 +52,9 @@ class Field:
     doc: str
 
     @property
-    def required(self) -> bool:
-        """Whether a file has to say it: a lone component type is built from its own defaults."""
-        return self.default is MISSING and self.sole_component is None
-
-    @property
     def sole_component(self) -> type | None:
         """The dataclass that stands here without being chosen."""
         return self.components[0] if len(self.components) == 1 and not self.optional else None
-
-    @property
-    def default_component(self) -> type | None:
-        """The dataclass that stands here while nothing is chosen, if any."""
-        if dataclasses.is_dataclass(self.default):
-            return type(self.default)
-        return self.sole_component
 
     def component_named(self, name: str) -> type | None:
         return next((one for one in self.components if one.__name__ == name), None)
@@ -77,19 +65,6 @@ class Field:
             return annotation_text(self.annotation)
         names = [f"@{one.__name__}" for one in self.components] + ["None"] * self.optional
         return " | ".join(names)
-
-
-@dataclass(frozen=True)
-class PathInfo:
-    """One line of `wizard config paths`."""
-
-    path: str
-    type: str
-    default: Any
-    required: bool
-    role: Role
-    doc: str
-    component: str
 
 
 @functools.cache
@@ -110,7 +85,9 @@ def _field(cls: type, field: dataclasses.Field[Any], annotation: Any) -> Field:
     if not field.init:
         raise TypeError(f"{cls.__name__}.{field.name}: a setting must be an argument of __init__")
     role, doc = field.metadata.get(_METADATA, ("identity", ""))
-    default = field.default if field.default_factory is MISSING else field.default_factory()
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
     members = _union_members(annotation)
     components = tuple(one for one in members if _is_component(one))
     optional = type(None) in members
@@ -128,26 +105,11 @@ def _is_component(annotation: Any) -> bool:
 
 
 def _union_members(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is Annotated:
+        return _union_members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         return get_args(annotation)
     return (annotation,)
-
-
-def paths(root: type) -> list[PathInfo]:
-    """Every path that a config of type `root` can bind; of a union, the paths of each member."""
-    return list(_walk_paths(root, prefix="", role="identity", default=MISSING))
-
-
-def _walk_paths(cls: type, *, prefix: str, role: Role, default: Any) -> Iterator[PathInfo]:
-    for field in fields_of(cls).values():
-        path = prefix + field.name
-        here: Role = "operational" if "operational" in (role, field.role) else "identity"
-        value = getattr(default, field.name) if type(default) is cls else field.default
-        if field.sole_component is None:
-            required = value is MISSING and field.required
-            yield PathInfo(path, field.type_text(), value, required, here, field.doc, field.owner)
-        for component in field.components:
-            yield from _walk_paths(component, prefix=f"{path}.", role=here, default=value)
 
 
 @functools.cache
@@ -165,9 +127,18 @@ def check_value(annotation: Any, value: Any) -> Any:
     except pydantic.ValidationError as error:
         hint = _hint(annotation, value, error.errors()[0]["msg"])
         raise ValueError(f"expected {annotation_text(annotation)}{hint}") from None
+    if _bool_became_number(value, checked):
+        raise ValueError(f"expected {annotation_text(annotation)}; {value!r} is no number")
     if _holds_nan(checked):
         raise ValueError("nan equals nothing, not even itself, and so can not be a setting")
     return checked
+
+
+def _bool_became_number(value: Any, checked: Any) -> bool:
+    """Whether a Literal number has taken a bool for its equal."""
+    if isinstance(value, tuple):
+        return any(_bool_became_number(one, other) for one, other in zip(value, checked, strict=True))
+    return isinstance(value, bool) is not isinstance(checked, bool)
 
 
 def _holds_nan(value: Any) -> bool:
