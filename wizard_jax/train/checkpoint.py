@@ -1,0 +1,213 @@
+"""Checkpoints of a run: saved in the background, verified before they are trusted.
+
+checkpoints/200/        one Orbax folder of named trees: params, opt_state (an imported one: params alone)
+checkpoints/200.json    every file of it and its size, written once Orbax has committed the folder
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from configs.errors import UserError
+
+PARAMS = "params"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_COMMITTED = "commit_success.txt"
+# What Orbax and TensorStore raise for bytes that are missing or wrong (a full memory is a RuntimeError).
+_DAMAGE = (OSError, ValueError, LookupError)
+
+
+class CheckpointError(UserError):
+    """A checkpoint that was asked for, or all there are, can not be restored."""
+
+
+class Restored(NamedTuple):
+    """The trees that were asked for, the step they are of, and what was passed over to get there."""
+
+    step: int
+    trees: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class CheckpointStore:
+    """The `checkpoints` folder of a run, local or gs://. Close it, or use it as a context manager."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int | None = None) -> None:
+        """`keep` newest checkpoints survive a save; None keeps all."""
+        assert keep is None or keep > 0, keep
+        self.folder = epath.Path(folder)
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def save(self, step: int, trees: Mapping[str, Any]) -> None:
+        """Start to save `trees` as `step`; on return they may be donated. Waits for the save before."""
+        self.wait()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            self._manifest(step).unlink(missing_ok=True)
+        response = ocp.save_checkpointables_async(self._path(step), dict(trees), overwrite=True)
+        self._saving = self._thread.submit(self._commit, step, response)
+
+    def wait(self) -> None:
+        """Until the save under way, if any, is complete; raises what went wrong with it."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def steps(self) -> tuple[int, ...]:
+        """Every step that was committed here and not removed by `keep`, damaged or not, in rising order."""
+        if not self.folder.exists():
+            return ()
+        names = (path.name.removesuffix(".json") for path in self.folder.iterdir())
+        return tuple(sorted({int(name) for name in names if name.isdecimal()}))
+
+    def restore(self, abstract: Mapping[str, Any], *, step: int | None = None) -> Restored:
+        """The trees named in `abstract`, of the newest complete step or of `step`.
+
+        Leaves are `jax.ShapeDtypeStruct`; each is placed by its sharding, whatever mesh it was saved from, or
+        on the first device if it has none. Without `step`, a damaged checkpoint is passed over for the one
+        before it, which is said in `notes`. Raises CheckpointError for a damaged `step`, for arrays of other
+        shapes, and if nothing complete is left.
+        """
+        candidates = self.steps()
+        if not candidates:
+            raise CheckpointError(f"{self.folder} holds no checkpoint: has the run saved one yet?")
+        if step is not None and step not in candidates:
+            raise CheckpointError(f"{self.folder} holds no checkpoint {step}; there are: {_listed(candidates)}")
+        damaged: list[str] = []
+        for candidate in (step,) if step is not None else reversed(candidates):
+            problem = self._missing(candidate)
+            if problem is None:
+                try:
+                    trees = self._load(candidate, abstract)
+                except CheckpointError:
+                    raise
+                except _DAMAGE as error:
+                    problem = f"{self._path(candidate)} can not be read: {_first_line(error)}"
+                else:
+                    notes = [f"checkpoint {candidate} is taken instead of a newer one: {d}" for d in damaged]
+                    return Restored(candidate, trees, tuple(notes))
+            damaged.append(problem)
+        if step is not None:
+            others = _listed([other for other in candidates if other != step])
+            raise CheckpointError(f"checkpoint {step} is damaged: {damaged[0]}. Other steps here: {others}")
+        raise CheckpointError(
+            f"no complete checkpoint is left in {self.folder}: {'; '.join(damaged)}. Put the files back, or "
+            "start again in a new folder"
+        )
+
+    def _path(self, step: int) -> epath.Path:
+        return self.folder / str(step)
+
+    def _manifest(self, step: int) -> epath.Path:
+        return self.folder / f"{step}.json"
+
+    def _commit(self, step: int, response: ocp.AsyncResponse[None]) -> None:
+        """Once Orbax is done: the manifest, then remove what `keep` no longer wants and unfinished saves."""
+        response.result()
+        if jax.process_index() != 0:
+            return
+        written = self._manifest(step).with_suffix(".json.new")
+        written.write_text(json.dumps({"files": _sizes(self._path(step))}, indent=1, sort_keys=True))
+        written.replace(self._manifest(step))
+        earlier = [other for other in self.steps() if other <= step]
+        for old in earlier[: -self._keep] if self._keep else ():
+            self._path(old).rmtree(missing_ok=True)  # its manifest goes last: half a folder is then damaged
+            self._manifest(old).unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if _UNFINISHED in path.name:
+                path.rmtree(missing_ok=True)
+
+    def _missing(self, step: int) -> str | None:
+        """The first thing that is wrong with the files of `step`, or None."""
+        folder, manifest = self._path(step), self._manifest(step)
+        expected: dict[str, int | None] = {_COMMITTED: None}
+        if manifest.exists():  # else the run died just after the commit
+            try:
+                expected = json.loads(manifest.read_text())["files"]
+            except (ValueError, LookupError, TypeError) as error:
+                return f"{manifest} can not be read: {_first_line(error)}"
+        there = _sizes(folder) if folder.exists() else {}
+        for name, size in expected.items():
+            if name not in there:
+                return f"{folder / name} is missing"
+            if size is not None and size != there[name]:
+                return f"{folder / name} has {there[name]:,} bytes of {size:,}"
+        return None
+
+    def _load(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        path = self._path(step)
+        saved = ocp.checkpointables_metadata(path).metadata
+        for name in abstract:
+            if name not in saved:
+                raise CheckpointError(f"{path} holds no {name}, only {', '.join(sorted(saved))}")
+        if PARAMS in abstract:
+            _check_shapes(abstract[PARAMS], saved[PARAMS], path=path)
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+        def placed(leaf: Any) -> Any:
+            return leaf.update(sharding=leaf.sharding or first)
+
+        return dict(ocp.load_checkpointables(path, jax.tree.map(placed, dict(abstract))))
+
+
+def _sizes(folder: epath.Path) -> dict[str, int]:
+    """Bytes of every file under `folder`, by its path in there."""
+    files = (parent / name for parent, _, names in folder.walk() for name in names)
+    return {str(path.relative_to(folder)): int(path.stat().length) for path in files}
+
+
+def _check_shapes(wanted: Any, saved: Any, *, path: epath.Path) -> None:
+    """Refuse a checkpoint of another model, naming the first array that differs."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(key, simple=True, separator="/"): leaf.shape for key, leaf in leaves}
+
+    wanted_shapes, saved_shapes = shapes(wanted), shapes(saved)
+    for name in sorted(wanted_shapes.keys() | saved_shapes.keys()):
+        if wanted_shapes.get(name) != saved_shapes.get(name):
+            have, want = (
+                f"of shape {list(there[name])}" if name in there else "absent"
+                for there in (saved_shapes, wanted_shapes)
+            )
+            raise CheckpointError(
+                f"{path} is of another model: {name} is {have} in it and {want} in the config; give the "
+                "model settings that it was made with"
+            )
+
+
+def _listed(steps: Any) -> str:
+    return ", ".join(map(str, steps)) or "none"
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of the error that started it all: Orbax names the handler that failed, not the file."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
