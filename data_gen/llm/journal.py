@@ -1,0 +1,264 @@
+"""Replies that were paid for are on disk before they are used, and are never asked for again.
+
+    async with Journal.open(folder / "journal.sqlite") as journal:
+        model = Pacing(journal.wrap(OpenAIChat(config)), concurrency=32, max_attempts=8)
+        reply = await model.complete(request)
+
+Pacing goes outside: then every single send is marked, and only requests that were really on the wire count as
+possibly paid twice. The file is SQLite (WAL, synchronous=FULL) under an exclusive lock. One thread writes it; what
+piles up while one commit reaches the disk is the next transaction (group commit), so many requests share one fsync.
+
+A hard kill can cost at most the requests then in flight: each was marked as sent before it was passed on, and a
+mark without an outcome is counted, and forgotten, when the file is next opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+from data_gen.llm import journal_file
+from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
+from data_gen.llm.journal_file import JournalError, Outcome
+
+T = TypeVar("T")
+
+_BATCH = 4096
+_PAGE = 256
+
+
+@dataclass
+class _Asking:
+    """A request under way, and how many callers wait for it."""
+
+    task: asyncio.Task[ChatReply]
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Work for the writer: what to do in the transaction, and whom to tell once it is committed."""
+
+    run: Callable[[sqlite3.Connection], object]
+    committed: asyncio.Future[object] | None
+
+
+class Journal:
+    """An open journal file.
+
+    Of this process: `asked` requests were passed on, `cached` calls were answered without asking. Of the whole
+    file, over all restarts: `possibly_paid_twice` sends ended without a known outcome (the process died, or the
+    provider's answer was lost), and `input_tokens` and `output_tokens` were paid.
+    """
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, drain_seconds: float = 30.0) -> Self:
+        """An `async with` over it opens or creates the file; on leaving, requests that are on the wire get
+        `drain_seconds` to come home, because they may be billed.
+
+        Raises:
+          JournalError: on entering, if the file is damaged, locked by another process, or of another program.
+        """
+        return cls(Path(path), drain_seconds=drain_seconds)
+
+    def __init__(self, path: Path, *, drain_seconds: float = 30.0) -> None:
+        self.path = path
+        self.asked = 0
+        self.cached = 0
+        self.possibly_paid_twice = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self._drain_seconds = drain_seconds
+        self._asking: dict[str, _Asking] = {}
+        self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # the connection is used by the writer, and by readers between its commits
+        self._failure: JournalError | None = JournalError(f"{path}: the journal is not open")
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._db = await asyncio.to_thread(journal_file.connect, self.path)
+        totals = journal_file.totals(self._db)
+        self.possibly_paid_twice, self.input_tokens, self.output_tokens = totals
+        self._failure = None
+        self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._writer.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._drain()
+        finally:
+            self._changes.put(None)
+            self._writer.join()
+            self._failure = self._failure or JournalError(f"{self.path}: the journal is closed")
+            with contextlib.suppress(sqlite3.Error):  # the last commit stands; closing only tidies the WAL up
+                self._db.close()
+
+    def wrap(self, inner: ChatModel) -> ChatModel:
+        """`inner`, answered from this journal where it can be."""
+        return _Journalled(self, inner)
+
+    async def save_lineage(self, index: int, seed_id: str, payload: str) -> None:
+        """Commits what came of lineage `index`; a second save replaces the first."""
+        await self._commit(partial(journal_file.save_lineage, index=index, seed_id=seed_id, payload=payload))
+
+    def finished(self) -> set[int]:
+        """The indices of the lineages that were saved."""
+        return {row[0] for row in self._rows('SELECT "index" FROM lineages')}
+
+    def lineages(self) -> Iterator[tuple[int, str, str]]:
+        """The saved lineages as (index, seed_id, payload), by index; some hundred in memory at a time."""
+        last = -1
+        select = 'SELECT "index", seed_id, payload FROM lineages WHERE "index" > ? ORDER BY "index" LIMIT ?'
+        while rows := self._rows(select, last, _PAGE):
+            yield from rows
+            last = rows[-1][0]
+
+    async def complete(self, request: ChatRequest, *, inner: ChatModel) -> ChatReply:
+        """The committed reply to this request, else `inner`'s, committed; equal requests at once share one send.
+
+        Raises:
+          JournalError: the reply could not be committed.
+          NotSent, Ambiguous, Permanent: as `inner` raised it; a request that was refused for good stays refused.
+        """
+        digest = request.digest
+        asking = self._asking.get(digest)
+        if asking is None:
+            asking = _Asking(asyncio.create_task(self._ask(digest, request, inner)))
+            self._asking[digest] = asking
+            asking.task.add_done_callback(partial(self._asked, digest))
+        else:
+            self.cached += 1
+        asking.waiting += 1
+        try:
+            return await asyncio.shield(asking.task)  # a caller that goes away leaves the paid reply to be saved
+        finally:
+            asking.waiting -= 1
+
+    def _asked(self, digest: str, task: asyncio.Task[ChatReply]) -> None:
+        del self._asking[digest]
+        if not task.cancelled():
+            task.exception()  # seen, even if every caller has gone
+
+    async def _ask(self, digest: str, request: ChatRequest, inner: ChatModel) -> ChatReply:
+        known = await self._commit(partial(journal_file.outcome_or_mark, digest=digest, request=request))
+        if known is not None:
+            self.cached += 1
+            return known.reply()
+        if not self._asking[digest].waiting:
+            self._change(partial(journal_file.unmark, digest=digest))
+            raise asyncio.CancelledError
+        save = partial(journal_file.save_outcome, digest=digest, request=request)
+        self.asked += 1
+        try:
+            reply = await inner.complete(request)
+        except NotSent:
+            self._change(partial(journal_file.unmark, digest=digest))
+            raise
+        except Ambiguous:
+            await self._commit(partial(journal_file.count_lost, digest=digest))
+            self.possibly_paid_twice += 1
+            raise
+        except Permanent as refusal:
+            if refusal.scope == "request":
+                refused = Outcome("refused", str(refusal), "stop", "", 0, 0)
+                await self._commit(partial(save, outcome=refused))
+            else:
+                self._change(partial(journal_file.unmark, digest=digest))
+            raise
+        tokens = (reply.input_tokens, reply.output_tokens)
+        await self._commit(
+            partial(save, outcome=Outcome("reply", reply.text, reply.finish_reason, reply.model, *tokens))
+        )
+        self.input_tokens += reply.input_tokens
+        self.output_tokens += reply.output_tokens
+        return reply
+
+    async def _drain(self) -> None:
+        on_the_wire = [asking.task for asking in self._asking.values()]
+        if not on_the_wire:
+            return
+        _, late = await asyncio.wait(on_the_wire, timeout=self._drain_seconds)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
+
+    async def _commit(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        """What `run` returned, once the transaction that it ran in is on the disk."""
+        committed: asyncio.Future[object] = self._loop.create_future()
+        self._change(run, committed=committed)
+        return cast(T, await committed)
+
+    def _change(
+        self, run: Callable[[sqlite3.Connection], object], *, committed: asyncio.Future[object] | None = None
+    ) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._changes.put(_Change(run, committed))
+
+    def _rows(self, select: str, *values: int) -> list[Any]:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            with self._lock:
+                return self._db.execute(select, values).fetchall()
+        except sqlite3.Error as error:
+            raise journal_file.explained(self.path, error) from error
+
+    def _write(self) -> None:
+        """The writer thread: one transaction after another until a None comes.
+
+        After a failed write nothing more is tried; every later change is answered with the same error.
+        """
+        open_ended = True
+        while open_ended:
+            batch = [self._changes.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < _BATCH:
+                    batch.append(self._changes.get_nowait())
+            open_ended = None not in batch
+            changes = [change for change in batch if change is not None]
+            results: list[object] = []
+            if self._failure is None and changes:
+                try:
+                    with self._lock, journal_file.transaction(self._db):
+                        results = [change.run(self._db) for change in changes]
+                except (sqlite3.Error, ValueError, OverflowError) as error:
+                    self._failure = journal_file.explained(self.path, error)
+            told = [change.committed for change in changes if change.committed]
+            if told:
+                kept = [r for change, r in zip(changes, results, strict=False) if change.committed]
+                with contextlib.suppress(RuntimeError):  # the loop is gone, and with it everyone who waited
+                    self._loop.call_soon_threadsafe(_tell, told, kept, self._failure)
+
+
+@dataclass(frozen=True)
+class _Journalled:
+    journal: Journal
+    inner: ChatModel
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        return await self.journal.complete(request, inner=self.inner)
+
+
+def _tell(futures: list[asyncio.Future[object]], results: list[object], failure: JournalError | None) -> None:
+    for position, future in enumerate(futures):
+        if future.done():
+            continue
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            future.set_result(results[position])

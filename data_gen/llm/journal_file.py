@@ -1,0 +1,199 @@
+"""The journal's SQLite file: its tables, how it is opened and checked, and what is done to it in a transaction.
+
+Every change here runs inside a transaction that `journal.py` commits. `in_flight` holds a mark for each request that
+was passed on and has no outcome yet, `outcomes` the replies and the refusals, both by the digest of the request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from configs.errors import UserError
+from data_gen.llm.chat import ChatReply, ChatRequest, FinishReason, Permanent
+
+_APPLICATION_ID = 0x57495A4A  # "WIZJ", in the file's header
+_FORMAT = 1
+_LOCK_SECONDS = 2.0
+
+_SCHEMA = f"""
+BEGIN;
+CREATE TABLE in_flight (
+  digest TEXT PRIMARY KEY, lineage TEXT NOT NULL, round INTEGER NOT NULL, purpose TEXT NOT NULL,
+  attempt INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE outcomes (
+  digest TEXT PRIMARY KEY, lineage TEXT NOT NULL, round INTEGER NOT NULL, purpose TEXT NOT NULL,
+  attempt INTEGER NOT NULL, outcome TEXT NOT NULL CHECK (outcome IN ('reply', 'refused')), text TEXT NOT NULL,
+  finish_reason TEXT NOT NULL, model TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL
+);
+CREATE TABLE lineages ("index" INTEGER PRIMARY KEY, seed_id TEXT NOT NULL, payload TEXT NOT NULL);
+CREATE TABLE totals (possibly_paid_twice INTEGER, input_tokens INTEGER, output_tokens INTEGER);
+INSERT INTO totals VALUES (0, 0, 0);
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_FORMAT};
+COMMIT;
+"""
+
+_ADVICE = {
+    sqlite3.SQLITE_BUSY: "it is open in another process; wait for that run to end, or stop it",
+    sqlite3.SQLITE_LOCKED: "it is open in another process; wait for that run to end, or stop it",
+    sqlite3.SQLITE_NOTADB: "the file is damaged or no SQLite database; put back a copy, or move it away and pay anew",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; put back a copy, save what can be read with "
+    "`sqlite3 FILE .recover`, or move it away and pay anew",
+    sqlite3.SQLITE_FULL: "the disk is full; free some space and start the same command again",
+    sqlite3.SQLITE_READONLY: "the file or its folder may not be written; change the permissions and start again",
+    sqlite3.SQLITE_IOERR: "the disk refused to read or write; mend that and start the same command again",
+    sqlite3.SQLITE_CANTOPEN: "it can not be opened; it must be a file in an existing local folder that is writable",
+}
+
+
+class JournalError(UserError):
+    """The journal can not be opened or written; nothing that was committed before is lost."""
+
+
+class Totals(NamedTuple):
+    """Of the whole file, over all restarts."""
+
+    possibly_paid_twice: int
+    input_tokens: int
+    output_tokens: int
+
+
+class Outcome(NamedTuple):
+    """What came of a request for good: a reply, or a refusal whose message is `text`."""
+
+    kind: Literal["reply", "refused"]
+    text: str
+    finish_reason: FinishReason
+    model: str
+    input_tokens: int
+    output_tokens: int
+
+    def reply(self) -> ChatReply:
+        """The reply; raises `Permanent` for a refusal."""
+        if self.kind == "refused":
+            raise Permanent(self.text, scope="request")
+        return ChatReply(
+            text=self.text,
+            finish_reason=self.finish_reason,
+            model=self.model,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+        )
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Opens or creates the file under an exclusive lock; marks that an earlier process left are counted and cleared.
+
+    Raises:
+      JournalError: the file is damaged, locked by another process, not writable, or of another program.
+    """
+    try:
+        db = sqlite3.connect(path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise explained(path, error) from error
+    try:
+        db.text_factory = lambda raw: raw.decode("utf-8", "surrogatepass")
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("PRAGMA synchronous = FULL")
+        _check(db, path)
+        db.execute("PRAGMA journal_mode = WAL")
+        with transaction(db):
+            db.execute("UPDATE totals SET possibly_paid_twice = possibly_paid_twice + (SELECT count(*) FROM in_flight)")
+            db.execute("DELETE FROM in_flight")
+    except (sqlite3.Error, JournalError) as error:
+        db.close()
+        raise error if isinstance(error, JournalError) else explained(path, error) from error
+    return db
+
+
+def totals(db: sqlite3.Connection) -> Totals:
+    return Totals(*db.execute("SELECT possibly_paid_twice, input_tokens, output_tokens FROM totals").fetchone())
+
+
+def _check(db: sqlite3.Connection, path: Path) -> None:
+    """Creates the tables in a new file; refuses, untouched, a file that is damaged or not ours."""
+    ((tables,),) = db.execute("SELECT count(*) FROM sqlite_master")
+    if not tables:
+        db.executescript(_SCHEMA)
+    ((application,),) = db.execute("PRAGMA application_id")
+    ((version,),) = db.execute("PRAGMA user_version")
+    if application != _APPLICATION_ID:
+        raise JournalError(f"{path}: this SQLite file is no journal of replies; name another file")
+    if version != _FORMAT:
+        raise JournalError(f"{path}: the journal has format {version}, this program reads {_FORMAT}; use its version")
+    ((damage,),) = db.execute("PRAGMA quick_check(1)")
+    if damage != "ok":
+        advice = _ADVICE[sqlite3.SQLITE_CORRUPT].replace("FILE", str(path))
+        raise JournalError(f"{path}: {advice} ({damage})")
+
+
+def explained(path: Path, error: Exception) -> JournalError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only refine the primary code
+    advice = _ADVICE.get(code, "it can not be written").replace("FILE", str(path))
+    return JournalError(f"{path}: {advice} ({error})")
+
+
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN")
+    try:
+        yield
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
+                db.execute("ROLLBACK")
+
+
+def _utf8(text: str) -> bytes:
+    """Text as SQLite keeps it; lone surrogates, which JSON allows and UTF-8 does not, survive the round trip."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def outcome_or_mark(db: sqlite3.Connection, *, digest: str, request: ChatRequest) -> Outcome | None:
+    """What came of the request before; None, with a mark, if it is now to be passed on."""
+    known = db.execute(
+        "SELECT outcome, text, finish_reason, model, input_tokens, output_tokens FROM outcomes WHERE digest = ?",
+        (digest,),
+    ).fetchone()
+    if known is not None:
+        return Outcome(*known)
+    key = request.key
+    db.execute(
+        "INSERT OR REPLACE INTO in_flight VALUES (?, CAST(? AS TEXT), ?, ?, ?)",
+        (digest, _utf8(key.lineage), key.round, key.purpose, key.attempt),
+    )
+    return None
+
+
+def save_outcome(db: sqlite3.Connection, *, digest: str, request: ChatRequest, outcome: Outcome) -> None:
+    key = request.key
+    kind, text, finish_reason, model, *tokens = outcome
+    asked = (digest, _utf8(key.lineage), key.round, key.purpose, key.attempt)
+    db.execute(
+        "INSERT INTO outcomes VALUES (?, CAST(? AS TEXT), ?, ?, ?, ?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?)",
+        (*asked, kind, _utf8(text), finish_reason, _utf8(model), *tokens),
+    )
+    unmark(db, digest=digest)
+    db.execute("UPDATE totals SET input_tokens = input_tokens + ?, output_tokens = output_tokens + ?", tokens)
+
+
+def unmark(db: sqlite3.Connection, *, digest: str) -> None:
+    db.execute("DELETE FROM in_flight WHERE digest = ?", (digest,))
+
+
+def count_lost(db: sqlite3.Connection, *, digest: str) -> None:
+    unmark(db, digest=digest)
+    db.execute("UPDATE totals SET possibly_paid_twice = possibly_paid_twice + 1")
+
+
+def save_lineage(db: sqlite3.Connection, *, index: int, seed_id: str, payload: str) -> None:
+    db.execute(
+        "INSERT OR REPLACE INTO lineages VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT))",
+        (index, _utf8(seed_id), _utf8(payload)),
+    )
