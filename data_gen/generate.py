@@ -1,0 +1,352 @@
+"""A whole run: seeds -> lineages -> journal -> shards, with progress, and going on where it stopped.
+
+    out/config.gin  journal.sqlite  dataset/  rejected.jsonl  complete.json (last)
+
+Each lineage is a task of its own, so nothing waits for the end of a round, and a bounded number is open at once.
+What a lineage came to is committed to the journal; the shards are then written from the journal in the order of the
+seeds, so the same journal gives the same bytes. Memory holds the seeds and the open lineages, never all records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from configs.errors import UserError
+from configs.folder import open_stage, read_complete
+from configs.interrupt import StopFlag, stop_flag
+from data_gen import shards, sources
+from data_gen.config import EvolveConfig, OpenAICompatible, Simulated
+from data_gen.evolve import Lineage, evolve_lineage
+from data_gen.llm import simulated
+from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
+from data_gen.llm.journal import Journal
+from data_gen.llm.openai import OpenAIChat
+from data_gen.llm.pacing import Pacing
+from data_gen.operations import OPERATIONS
+from data_gen.records import Record, Rejected, Turn
+
+DATASET = "dataset"
+REJECTED = "rejected.jsonl"
+JOURNAL = "journal.sqlite"
+
+LOST_IN_A_ROW = 20
+"""So many requests that gave up one after another, with no reply between, mean that nobody is there."""
+
+_OPEN_PER_PLACE = 2  # open lineages per request in flight: while one waits for the disk, another is ready to send
+_POLL_SECONDS = 0.05  # how soon a signal is heeded
+
+
+class GenerateError(UserError):
+    """A run can not begin or go on; what was answered so far is in its journal."""
+
+
+class Progress(Protocol):
+    def __call__(self, done: int, total: int, facts: Mapping[str, int | str]) -> None:
+        """`done` of `total` lineages are finished; `facts` are counts worth showing beside that."""
+        ...
+
+
+def generate(config: EvolveConfig, out: Path, *, progress: Progress) -> dict[str, Any]:
+    """Evolves all seeds into `out`/dataset and returns the summary, which `out`/complete.json holds too.
+
+    Started again on the same folder it goes on; on a finished one it only returns the summary. Must be called in
+    the main thread, which gets the signals.
+
+    Raises:
+      UserError: bad settings or seeds, no key, a folder of another run, a model that will not answer, or not one
+        record that survived.
+      Interrupted: SIGTERM or Ctrl-C came. Requests in flight were given time to come home.
+    """
+    check(config)
+    if (out / "complete.json").exists():
+        with open_stage(out, config, stage="evolve"):
+            return read_complete(out)
+    seeds = sources.load_seeds(config.seeds)
+    connection = OpenAIChat(config.llm) if isinstance(config.llm, OpenAICompatible) else None
+    with open_stage(out, config, stage="evolve") as folder, stop_flag() as stop:
+        summary = asyncio.run(_Run(config, seeds, progress, stop).through(out, connection))
+        folder.complete(summary)
+    return summary
+
+
+def check(config: EvolveConfig) -> None:
+    """Raises GenerateError for settings that no run could use."""
+    if not config.operations:
+        raise GenerateError(f"operations is empty: name at least one of {', '.join(OPERATIONS)}")
+    for name in config.operations:
+        if name not in OPERATIONS:
+            near = difflib.get_close_matches(name, OPERATIONS, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(OPERATIONS)}"
+            raise GenerateError(f"operations: there is no operation {name!r}; {meant}")
+    if len(set(config.operations)) < len(config.operations):
+        raise GenerateError("operations: one is named twice; they are chosen from with equal probability")
+    at_least = {
+        "rounds": 0,
+        "max_tokens": 1,
+        "records_per_shard": 1,
+        "concurrency": 1,
+        "max_attempts": 1,
+        "temperature": 0,
+    }
+    for name, least in at_least.items():
+        if not getattr(config, name) >= least:
+            raise GenerateError(f"{name} = {getattr(config, name)}: it must be at least {least}")
+    if not 0 < config.top_p <= 1:
+        raise GenerateError(f"top_p = {config.top_p}: it must be above 0 and at most 1")
+    if isinstance(config.llm, Simulated):
+        rates = asdict(config.llm.faults)
+        if min(rates.values()) < 0 or sum(rates.values()) > 1:
+            raise GenerateError(f"llm.faults: rates are shares of requests, none below 0 and in all at most 1: {rates}")
+
+
+# --- the lineages
+
+
+@dataclass
+class _Run:
+    """What is held while a run is under way."""
+
+    config: EvolveConfig
+    seeds: Sequence[Record]
+    progress: Progress
+    stop: StopFlag
+    done: int = 0
+    facts: Counter[str] = field(default_factory=Counter)
+
+    async def through(self, out: Path, connection: OpenAIChat | None) -> dict[str, Any]:
+        """From the first request, or where an earlier process stopped, to the shards; returns the summary."""
+        async with contextlib.AsyncExitStack() as held:
+            if connection is not None:
+                await held.enter_async_context(connection)
+            journal = await held.enter_async_context(Journal.open(out / JOURNAL))
+            answers = connection or simulated.SimulatedChatModel(_simulated(self.config))
+            pacing = Pacing(
+                journal.wrap(answers),
+                concurrency=self.config.concurrency,
+                max_attempts=self.config.max_attempts,
+            )
+            model = _Answering(pacing)
+            finished = self._finished(journal, out)
+            missing = [index for index in range(len(self.seeds)) if index not in finished]
+            self.done = len(finished)
+            self._show(journal)
+            # A lineage in which a request gave up is tried once more when all others are done: what was answered
+            # is in the journal, and a provider that was down for a while may be back.
+            again = await self._evolve(missing, journal=journal, model=model, unanswered="put off")
+            await self._evolve(again, journal=journal, model=model, unanswered="keep")
+            assert self.done == len(self.seeds)
+            return self._write(journal, out)
+
+    def _finished(self, journal: Journal, out: Path) -> set[int]:
+        """The lineages that an earlier process finished, after a look at whether they are still the same."""
+        finished = set()
+        for index, seed_id, payload in journal.lineages():
+            self.stop.raise_if_set()
+            if index >= len(self.seeds) or seed_id != _seed_id(self.seeds[index]):
+                raise GenerateError(
+                    f"the seeds are not those that {out} was begun with: row {index + 1} has changed or is gone; "
+                    "restore them, or evolve the new ones into another --out"
+                )
+            lineage = _from_json(payload)
+            self.facts.update(records=len(lineage.records), rejected=len(lineage.rejected))
+            finished.add(index)
+        return finished
+
+    async def _evolve(
+        self, indices: Sequence[int], *, journal: Journal, model: ChatModel, unanswered: Literal["put off", "keep"]
+    ) -> list[int]:
+        """Evolves the lineages named, so many at once; returns those that were put off."""
+        put_off: list[int] = []
+        waiting = iter(indices)
+
+        async def work() -> None:
+            for index in waiting:
+                seed = self.seeds[index]
+                lineage = await evolve_lineage(seed, model=model, config=self.config)
+                if unanswered == "put off" and any(r.rule == "gave_up" for r in lineage.rejected):
+                    put_off.append(index)
+                    continue
+                await journal.save_lineage(index, _seed_id(seed), _to_json(lineage))
+                self.done += 1
+                self.facts.update(records=len(lineage.records), rejected=len(lineage.rejected))
+                self._show(journal)
+
+        places = min(len(indices), _OPEN_PER_PLACE * self.config.concurrency)
+        await self._all([asyncio.create_task(work()) for _ in range(places)])
+        return sorted(put_off)
+
+    async def _all(self, workers: Sequence[asyncio.Task[None]]) -> None:
+        """Waits for all, or for the first failure or a signal; then the journal drains what is in flight."""
+        running = set(workers)
+        failed: BaseException | None = None
+        while running and failed is None and self.stop.exit_code is None:
+            ended, running = await asyncio.wait(running, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            failed = next((error for task in ended if not task.cancelled() and (error := task.exception())), None)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+        if isinstance(failed, Permanent):
+            raise GenerateError(
+                f"the model can not be used: {failed}. What was answered so far is saved: "
+                "mend this and start the same command again"
+            ) from failed
+        if failed is not None:
+            raise failed
+        self.stop.raise_if_set()
+
+    def _show(self, journal: Journal) -> None:
+        facts = {
+            "records": self.facts["records"],
+            "rejected": self.facts["rejected"],
+            "asked": journal.asked,
+            "from the journal": journal.cached,
+            "tokens in": journal.input_tokens,
+            "tokens out": journal.output_tokens,
+        }
+        self.progress(self.done, len(self.seeds), facts)
+
+    # --- what is left behind
+
+    def _write(self, journal: Journal, out: Path) -> dict[str, Any]:
+        tally = _Tally()
+        with _replacing(out / REJECTED) as lines:
+            for lineage in self._saved(journal):
+                tally.add(lineage)
+                for rejected in lineage.rejected:
+                    lines.write(json.dumps(asdict(rejected), ensure_ascii=False) + "\n")
+        if not tally.records:
+            worst = ", ".join(f"{rule} {count}" for rule, count in tally.rules.most_common(3))
+            raise GenerateError(f"not one record survived ({worst}): {out / REJECTED} says why, candidate by candidate")
+        manifest = shards.write_dataset(
+            (record for lineage in self._saved(journal) for record in lineage.records),
+            out / DATASET,
+            name=self.config.name,
+            count=tally.records,
+            records_per_shard=self.config.records_per_shard,
+            description=self._description(tally),
+        )
+        return {
+            "seeds": len(self.seeds),
+            **tally.summary(),
+            "asked": journal.asked,
+            "from_journal": journal.cached,
+            "possibly_paid_twice": journal.possibly_paid_twice,
+            "input_tokens": journal.input_tokens,
+            "output_tokens": journal.output_tokens,
+            "dataset_sha256": manifest.sha256,
+        }
+
+    def _saved(self, journal: Journal) -> Iterator[Lineage]:
+        for _, _, payload in journal.lineages():
+            self.stop.raise_if_set()
+            yield _from_json(payload)
+
+    def _description(self, tally: _Tally) -> str:
+        models = ", ".join(sorted(tally.models)) or "nobody: the seeds brought their answers"
+        text = f"Evol-Instruct: {len(self.seeds)} seeds, {self.config.rounds} rounds, answered by {models}."
+        if simulated.NAME in tally.models:
+            text += " A simulated model of a simulated world: no evidence about natural instructions."
+        return text
+
+
+@dataclass
+class _Answering:
+    """A `ChatModel` that ends the run when nobody answers, instead of dropping one candidate after another."""
+
+    inner: ChatModel
+    lost_in_a_row: int = 0
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        try:
+            reply = await self.inner.complete(request)
+        except (NotSent, Ambiguous) as error:
+            self.lost_in_a_row += 1
+            if self.lost_in_a_row < LOST_IN_A_ROW:
+                raise
+            text = f"{LOST_IN_A_ROW} requests in a row were given up without an answer, the last one for: {error}"
+            raise Permanent(text, scope="run") from error
+        self.lost_in_a_row = 0
+        return reply
+
+
+def _simulated(config: EvolveConfig) -> Simulated:
+    assert isinstance(config.llm, Simulated)
+    return config.llm
+
+
+@dataclass
+class _Tally:
+    """Counts over all lineages."""
+
+    records: int = 0
+    rounds: Counter[int] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    rules: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
+
+    def add(self, lineage: Lineage) -> None:
+        self.records += len(lineage.records)
+        for record in lineage.records:
+            self.rounds[record.round] += 1
+            self.accepted[record.operation] += bool(record.operation)
+            self.models.update({record.model} - {""})
+        for rejected in lineage.rejected:
+            self.dropped[rejected.operation] += bool(rejected.operation)
+            self.rules[rejected.rule] += 1
+
+    def summary(self) -> dict[str, Any]:
+        tried = [name for name in OPERATIONS if self.accepted[name] + self.dropped[name]]
+        return {
+            "records": self.records,
+            "rejected": self.rules.total(),
+            "by_round": {str(number): self.rounds[number] for number in sorted(self.rounds)},
+            "by_operation": {name: {"accepted": self.accepted[name], "rejected": self.dropped[name]} for name in tried},
+            "by_rule": dict(sorted(self.rules.items())),
+            "models": sorted(self.models),
+        }
+
+
+# --- a lineage as text
+
+
+def _seed_id(seed: Record) -> str:
+    """The lineage with a digest of its seed, so that a changed seed file is noticed."""
+    turns = json.dumps([[turn.role, turn.content] for turn in seed.turns])
+    return f"{seed.lineage} {hashlib.sha256(turns.encode()).hexdigest()[:16]}"
+
+
+def _to_json(lineage: Lineage) -> str:
+    return json.dumps(asdict(lineage), ensure_ascii=False, separators=(",", ":"))
+
+
+def _from_json(payload: str) -> Lineage:
+    data = json.loads(payload)
+    return Lineage(
+        records=tuple(
+            Record(**{**record, "turns": tuple(Turn(**turn) for turn in record["turns"])}) for record in data["records"]
+        ),
+        rejected=tuple(Rejected(**rejected) for rejected in data["rejected"]),
+    )
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Any]:
+    """A text file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
