@@ -136,8 +136,8 @@ def _apply(state: _Assembly, layer: Layer) -> None:
         elif place.problem:
             state.problems.append(f"{binding.where}: {path}: {place.problem}")
             del state.bound[path]
-    uses = (value for binding in state.bound.values() for value in leaves(binding.value))
-    state.used |= _reachable(state, [one.name for one in uses if isinstance(one, MacroUse)])
+    for binding in state.bound.values():
+        state.used |= _reachable(state, _macros_in(binding.value))
 
 
 def _is_macro(root: type, path: str) -> bool:
@@ -238,16 +238,16 @@ def _reachable(state: _Assembly, names: Sequence[str]) -> set[str]:
         name = waiting.pop()
         if name not in seen:
             seen.add(name)
-            value = state.macros[name].value if name in state.macros else None
-            waiting += [one.name for one in leaves(value) if isinstance(one, MacroUse)]
+            waiting += _macros_in(state.macros[name].value) if name in state.macros else []
     return seen
 
 
 def _check_macros(state: _Assembly) -> None:
+    """Adds a problem for each macro without effect; raises ConfigError at once for a cycle."""
+    cycles = []
     for name, binding in state.macros.items():
-        inner = [one.name for one in leaves(binding.value) if isinstance(one, MacroUse)]
-        if name in _reachable(state, inner):
-            state.problems.append(f"{binding.where}: {name}: macros form a cycle: {_cycle(state, name)}")
+        if name in _reachable(state, _macros_in(binding.value)):
+            cycles.append(f"{binding.where}: {name}: macros form a cycle: {_cycle(state, name)}")
         elif name not in state.used:
             near = nearest(name.lower(), fields_of(state.root))
             state.problems.append(f"{binding.where}: {name}: no setting uses this macro{near}")
@@ -255,12 +255,18 @@ def _check_macros(state: _Assembly) -> None:
             state.problems.append(
                 f"{binding.where}: {name}: a macro holds a value; choose a type where it stands: path = @Type"
             )
+    if cycles:
+        raise ConfigError(*cycles)
+
+
+def _macros_in(value: Any) -> list[str]:
+    return [one.name for one in leaves(value) if isinstance(one, MacroUse)]
 
 
 def _cycle(state: _Assembly, start: str) -> str:
     path = [start]
     while len(path) == 1 or path[-1] != start:
-        inner = [one.name for one in leaves(state.macros[path[-1]].value) if isinstance(one, MacroUse)]
+        inner = _macros_in(state.macros[path[-1]].value)
         path.append(next(one for one in inner if one == start or start in _reachable(state, [one])))
     return " -> ".join(f"%{one}" for one in path)
 
@@ -323,8 +329,8 @@ def _leaf(state: _Assembly, found: Field, path: str, default: Any) -> Any:
             )
             return None
         return check_value(found.annotation, default)
-    used = [one.name for one in leaves(binding.value) if isinstance(one, MacroUse)]
-    via = [f"{name} {state.macros[name].where}" for name in used if name in state.macros]
+    used = [name for name in _macros_in(binding.value) if name in state.macros]
+    via = [f"{name} {state.macros[name].where}" for name in used]
     state.origins[path] = ", ".join([binding.where, *via])
     try:
         value = _resolve(state, binding.value)
