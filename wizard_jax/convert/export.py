@@ -1,0 +1,219 @@
+"""Writing a folder that `transformers` (4 and 5) and this project load: weights, configs, tokenizer, model card."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from wizard_jax.chat import get_format
+from wizard_jax.convert import llama
+from wizard_jax.convert.importing import INDEX, SINGLE
+from wizard_jax.convert.llama import Array, ConversionError, Place
+from wizard_jax.model import decoder
+from wizard_jax.model.config import ModelConfig
+from wizard_jax.tokenizer import Tokenizer
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Shard = list[tuple[str, Place]]
+
+CODES: dict[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+GIB = 1 << 30
+
+
+def export_hf(
+    params: decoder.Params,
+    config: ModelConfig,
+    tokenizer_path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    chat_format: str,
+    card: str,
+    dtype: Dtype = "bfloat16",
+    max_shard_bytes: int = 5 * GIB,
+) -> pathlib.Path:
+    """Write a Hugging Face folder, one tensor in memory at a time; `card` is the text of its README.md.
+
+    The folder appears under its name when it is complete, and not before. Raises ConversionError: it is there
+    already, the tokenizer does not fit, or a value is not finite in `dtype`.
+    """
+    target = pathlib.Path(out)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ConversionError(f"{target}: exists already; remove it or export to another folder")
+    tokenizer = Tokenizer(tokenizer_path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ConversionError(
+            f"{tokenizer_path}: has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: "
+            "give the tokenizer that it was trained with"
+        )
+    template = get_format(chat_format).template
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write_weights(params, partial, config=config, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    _write_json(partial / "config.json", _model_config(config, tokenizer=tokenizer, dtype=dtype))
+    _write_json(partial / "generation_config.json", _generation_config(tokenizer))
+    _write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer, template=template))
+    _write_json(partial / "special_tokens_map.json", _special_tokens(tokenizer))
+    _write(partial / "tokenizer.model", tokenizer.model_bytes)
+    _write(partial / "README.md", card.encode())
+    partial.replace(target)
+    return target
+
+
+def _write_weights(
+    params: decoder.Params, folder: pathlib.Path, *, config: ModelConfig, dtype: Dtype, max_shard_bytes: int
+) -> None:
+    shards = _plan_shards(llama.places(config), item_bytes=jnp.dtype(dtype).itemsize, limit=max_shard_bytes)
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [SINGLE]
+    for name, shard in zip(names, shards, strict=True):
+        with (folder / name).open("wb") as file:
+            _write_shard(file, shard, params=params, dtype=dtype)
+            _sync(file)
+    if len(shards) > 1:
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor, _ in shard}
+        total = sum(_bytes(place, jnp.dtype(dtype).itemsize) for shard in shards for _, place in shard)
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _plan_shards(places: dict[str, Place], *, item_bytes: int, limit: int) -> list[Shard]:
+    """Tensors in order, a new file whenever the next one would pass the limit."""
+    shards: list[Shard] = [[]]
+    filled = 0
+    for name, place in places.items():
+        size = _bytes(place, item_bytes)
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append((name, place))
+        filled += size
+    return shards
+
+
+def _bytes(place: Place, item_bytes: int) -> int:
+    return math.prod(place.shape) * item_bytes
+
+
+def _write_shard(file: BinaryIO, shard: Shard, *, params: decoder.Params, dtype: Dtype) -> None:
+    """The safetensors format: header length, JSON header, then the tensors without gaps.
+
+    (`safetensors.numpy.save_file` needs all tensors of a file in memory at once.)
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, place in shard:
+        start, end = end, end + _bytes(place, jnp.dtype(dtype).itemsize)
+        header[name] = {
+            "dtype": CODES[dtype],
+            "shape": list(place.stored_shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name, array in _stored(shard, params=params, dtype=dtype):
+        if not np.isfinite(array).all():
+            raise ConversionError(f"{name}: holds values that are not finite in {dtype}")
+        file.write(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+def _stored(shard: Shard, *, params: decoder.Params, dtype: Dtype) -> Iterator[tuple[str, Array]]:
+    for name, place in shard:
+        ours = llama.at(params, place.path)
+        array = np.asarray(ours if place.layer is None else ours[place.layer])
+        if array.shape != place.shape:
+            raise ConversionError(f"{name}: parameters have shape {array.shape}, the config says {place.shape}")
+        with np.errstate(over="ignore"):  # an overflow is found by its infinity
+            yield name, place.to_stored(array.astype(dtype))
+
+
+def _model_config(config: ModelConfig, *, tokenizer: Tokenizer, dtype: Dtype) -> dict[str, Any]:
+    """Transformers 4 reads `rope_theta` and `torch_dtype`, 5 reads `rope_parameters` and `dtype`."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_positions,
+        "initializer_range": config.initializer_range,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "rope_scaling": None,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+        "tie_word_embeddings": config.tied_embeddings,
+        "use_cache": True,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "do_sample": False,
+    }
+
+
+def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer, *, template: str) -> dict[str, Any]:
+    """`legacy` puts a space before the text after a special token, as `Tokenizer.encode` does."""
+    return {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": True,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        **_special_tokens(tokenizer),
+        "model_max_length": config.max_positions,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "sp_model_kwargs": {},
+        "chat_template": template,
+    }
+
+
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    return {
+        "bos_token": tokenizer.piece(tokenizer.bos_id),
+        "eos_token": tokenizer.piece(tokenizer.eos_id),
+        "pad_token": tokenizer.piece(tokenizer.pad_id),
+        "unk_token": "<unk>",
+    }
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    _write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        _sync(file)
+
+
+def _sync(file: BinaryIO) -> None:
+    """So that the rename, which says that the folder is complete, can not outlive its contents."""
+    file.flush()
+    os.fsync(file.fileno())
