@@ -70,8 +70,9 @@ class Manifest:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def to_json(self) -> str:
-        totals = {"records": self.records, "sha256": self.sha256}
-        return json.dumps(dataclasses.asdict(self) | totals, indent=1, sort_keys=True) + "\n"
+        body = dataclasses.asdict(self) | {"records": self.records, "sha256": self.sha256}
+        body["manifest_sha256"] = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        return json.dumps(body, indent=1, sort_keys=True) + "\n"
 
 
 def write_dataset(
@@ -120,7 +121,7 @@ def write_dataset(
 
 
 def read_manifest(path: pathlib.Path) -> Manifest:
-    """The manifest of the data set in `path`, or in `path`/dataset; every figure in it agrees with the others.
+    """The manifest of the data set in `path`, or in `path`/dataset, found to be intact.
 
     Raises:
       ShardError: there is none, or it is damaged.
@@ -140,9 +141,7 @@ def read_manifest(path: pathlib.Path) -> Manifest:
     except (ValueError, KeyError, TypeError):
         intact = False
     if not intact:
-        raise ShardError(
-            f"{file} is damaged: its figures do not agree with each other; copy or make the data set again"
-        )
+        raise ShardError(f"{file} is damaged: it does not agree with itself; copy or make the data set again")
     fields = tuple(field.name for field in dataclasses.fields(Record))
     if manifest.format != _FORMAT or manifest.fields != fields:
         raise ShardError(

@@ -1,0 +1,337 @@
+"""Conversations packed into rows of L tokens: planned once, for all of them, before training.
+
+The rows are a folder of one ArrayRecord file and a manifest, named by what it was made from, so that it is
+made once and found again. How many hosts or workers read it later has no influence on what is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_gen import shards
+from wizard_jax import chat
+from wizard_jax.data.config import DataConfig, DataError, RowsPerStep, TrainedTokensPerStep
+from wizard_jax.data.conversations import Conversations, encode_selected
+from wizard_jax.data.order import seeded_order
+from wizard_jax.tokenizer import Tokenizer
+
+ROWS = "rows.arrayrecord"
+MANIFEST = "manifest.json"
+_VERSION = 1
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Row r holds the conversations `items[starts[r] : starts[r + 1]]`, in this order."""
+
+    items: np.ndarray
+    """int64 [conversations]"""
+    starts: np.ndarray
+    """int64 [rows + 1]"""
+
+    @property
+    def rows(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.starts.tobytes() + self.items.tobytes()).hexdigest()
+
+    def row(self, index: int) -> np.ndarray:
+        return self.items[self.starts[index] : self.starts[index + 1]]
+
+
+def plan_packing(lengths: np.ndarray, *, seq_len: int, seed: int) -> Plan:
+    """Best fit, longest first: each conversation goes into the fullest row that has room for it.
+
+    The seed decides which conversations of equal length go where. Nothing is split.
+
+    Args:
+      lengths: int [conversations], each in 1..seq_len.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    assert lengths.size == 0 or (lengths.min() >= 1 and lengths.max() <= seq_len)
+    shuffled = seeded_order(len(lengths), seed=seed)
+    order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
+    row_of = np.empty(len(order), np.int64)
+    # with_room[room]: the rows with that much room left; count[room] is how many, for a fast search.
+    with_room: list[list[int]] = [[] for _ in range(seq_len + 1)]
+    count = np.zeros(seq_len + 1, np.int64)
+    rows = 0
+    ends = np.flatnonzero(np.diff(lengths[order], append=0)) + 1
+    start = 0
+    for end in ends.tolist():
+        length = int(lengths[order[start]])
+        candidates = iter((np.flatnonzero(count[length:]) + length).tolist())
+        room = next(candidates, None)
+        while start < end:
+            if room is None:
+                row, rows, space = rows, rows + 1, seq_len
+            else:
+                row, space = with_room[room].pop(), room
+                count[room] -= 1
+                if not with_room[room]:
+                    room = next(candidates, None)
+            # A row that has just been added to is now the fullest with room: it takes all it can.
+            stop = min(end, start + space // length)
+            row_of[start:stop] = row
+            left = space - (stop - start) * length
+            with_room[left].append(row)
+            count[left] += 1
+            start = stop
+    by_row = np.argsort(row_of, kind="stable")
+    starts = np.searchsorted(row_of[by_row], np.arange(rows + 1))
+    return Plan(items=order[by_row], starts=starts.astype(np.int64))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackStats:
+    """What was packed, and what was lost on the way."""
+
+    seq_len: int
+    rows: int
+    conversations: int
+    tokens: int
+    trained_tokens: int
+    candidates: int
+    """Conversations of the selected rounds and operations, before any loss."""
+    truncated: int
+    """Packed without their end."""
+    dropped: int
+    """Left out because they are longer than a row."""
+    untrained: int
+    """Left out because they hold nothing to train on."""
+
+    @property
+    def efficiency(self) -> float:
+        """Tokens in rows / tokens that rows can hold."""
+        return self.tokens / (self.rows * self.seq_len)
+
+    @property
+    def mean_trained_tokens(self) -> float:
+        """Of a row."""
+        return self.trained_tokens / self.rows
+
+    @property
+    def lost_share(self) -> float:
+        return (self.truncated + self.dropped + self.untrained) / self.candidates
+
+
+def rows_per_step(sizing: RowsPerStep | TrainedTokensPerStep, *, stats: PackStats, multiple_of: int = 1) -> int:
+    """Packed rows in a step; `multiple_of` is what they are divided by (devices along the batch, microbatches).
+
+    Raises:
+      DataError: `rows` is no positive multiple of `multiple_of`, or `tokens` is not positive.
+    """
+    if isinstance(sizing, RowsPerStep):
+        if sizing.rows < 1 or sizing.rows % multiple_of:
+            near = max(1, round(sizing.rows / multiple_of)) * multiple_of
+            raise DataError(
+                f"{sizing.rows} rows a step are no positive multiple of {multiple_of} "
+                f"(devices along the batch x microbatches): use {near}"
+            )
+        return sizing.rows
+    if sizing.tokens < 1:
+        raise DataError(f"{sizing.tokens} trained tokens a step: there must be at least one")
+    return max(1, round(sizing.tokens / stats.mean_trained_tokens / multiple_of)) * multiple_of
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedFolder:
+    """Packed rows on disk."""
+
+    path: pathlib.Path
+    stats: PackStats
+    sha256: str
+    """Of the file of rows."""
+
+    @property
+    def rows_file(self) -> pathlib.Path:
+        return self.path / ROWS
+
+    @property
+    def rows(self) -> int:
+        return self.stats.rows
+
+
+class Row(NamedTuple):
+    """One packed row without padding. tokens: int32 [n]; trained: bool [n]; lengths: int32 [conversations]."""
+
+    tokens: np.ndarray
+    trained: np.ndarray
+    lengths: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        """Little-endian uint32: number of conversations, their lengths, then 2 * id + trained for each token."""
+        words = (self.tokens.astype(np.uint32) << 1) | self.trained
+        parts = (np.array([len(self.lengths)]), self.lengths, words)
+        return np.concatenate([part.astype("<u4") for part in parts]).tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Row:
+        words = np.frombuffer(data, "<u4")
+        count = int(words[0])
+        lengths, body = words[1 : count + 1].astype(np.int32), words[count + 1 :]
+        return cls(tokens=(body >> 1).astype(np.int32), trained=(body & 1).astype(np.bool_), lengths=lengths)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    del what, done, total
+
+
+def pack(
+    config: DataConfig, tokenizer: Tokenizer, *, cache_dir: pathlib.Path, progress: Progress = _silent
+) -> PackedFolder:
+    """The packed rows that a config asks for: those in `cache_dir` if they are intact, or made now.
+
+    One process makes them while others that ask for the same wait.
+
+    Raises:
+      DataError: nothing selected, too long conversations, too much lost, or conversations that the
+        format cannot hold.
+      ShardError: the data set is missing or damaged.
+    """
+    chat_format = chat.get_format(config.chat_format)
+    if config.seq_len < 2:
+        raise DataError(f"data.seq_len is {config.seq_len}: a row needs at least 2 tokens")
+    made_from = {
+        "version": _VERSION,
+        "data": shards.read_manifest(pathlib.Path(config.dataset)).sha256,
+        "tokenizer": tokenizer.sha256,
+        "chat_format": dataclasses.asdict(chat_format),
+        "seq_len": config.seq_len,
+        "selection": dataclasses.asdict(config.selection),
+        "truncation": config.truncation,
+        "packing_seed": config.packing_seed,
+    }
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+    cache_dir = pathlib.Path(cache_dir)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    folder = cache_dir / key
+    with _lock(cache_dir / f"{key}.lock"):
+        packed = _open_packed(folder)
+        if packed is None:
+            partial = cache_dir / f".{key}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                _build(config, tokenizer, folder=partial, made_from=made_from, progress=progress)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            packed = _open_packed(folder)
+            assert packed is not None, f"{folder} was just written and is not intact"
+    _refuse_losses(packed.stats, config=config)
+    return packed
+
+
+def _build(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    folder: pathlib.Path,
+    made_from: dict[str, Any],
+    progress: Progress,
+) -> None:
+    conversations = encode_selected(config, tokenizer, spool=folder / "spool", progress=progress)
+    plan = plan_packing(conversations.lengths, seq_len=config.seq_len, seed=config.packing_seed)
+    stats = PackStats(
+        seq_len=config.seq_len,
+        rows=plan.rows,
+        conversations=len(conversations.lengths),
+        tokens=int(conversations.lengths.sum()),
+        trained_tokens=int(conversations.trained.sum()),
+        candidates=conversations.candidates,
+        truncated=conversations.truncated,
+        dropped=conversations.dropped,
+        untrained=conversations.untrained,
+    )
+    _refuse_losses(stats, config=config)
+    _write_rows(folder / ROWS, plan=plan, conversations=conversations, progress=progress)
+    conversations.spool.unlink()
+    manifest = {
+        "made_from": made_from,
+        "plan_sha256": plan.sha256,
+        "rows_sha256": _sha256(folder / ROWS),
+        "stats": dataclasses.asdict(stats),
+    }
+    with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _write_rows(file: pathlib.Path, *, plan: Plan, conversations: Conversations, progress: Progress) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(file), "group_size:1")
+    for index in range(plan.rows):
+        row = plan.row(index)
+        parts = [conversations.read(item) for item in row.tolist()]
+        writer.write(
+            Row(
+                tokens=np.concatenate([tokens for tokens, _ in parts]),
+                trained=np.concatenate([trained for _, trained in parts]),
+                lengths=conversations.lengths[row],
+            ).to_bytes()
+        )
+        if index % 1000 == 999 or index == plan.rows - 1:
+            progress("write rows", index + 1, plan.rows)
+    writer.close()
+
+
+def _refuse_losses(stats: PackStats, *, config: DataConfig) -> None:
+    if stats.lost_share > config.max_lost_share:
+        raise DataError(
+            f"of {stats.candidates} conversations of {config.dataset}, {stats.truncated} are truncated and "
+            f"{stats.dropped} dropped at data.seq_len = {config.seq_len}, and {stats.untrained} hold nothing to "
+            f"train on: more than data.max_lost_share = {config.max_lost_share} allows. Raise data.seq_len, "
+            "select other records, or raise data.max_lost_share"
+        )
+
+
+def _open_packed(folder: pathlib.Path) -> PackedFolder | None:
+    """None unless the folder is there and its rows are those that were written."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if not (folder / MANIFEST).is_file() or not (folder / ROWS).is_file():
+        return None
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        stats = PackStats(**manifest["stats"])
+        sha256 = manifest["rows_sha256"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if _sha256(folder / ROWS) != sha256:
+        return None
+    reader = ArrayRecordReader(str(folder / ROWS))
+    rows = reader.num_records()
+    reader.close()
+    return PackedFolder(path=folder, stats=stats, sha256=sha256) if rows == stats.rows else None
+
+
+def _sha256(file: pathlib.Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _lock(file: pathlib.Path) -> Iterator[None]:
+    with file.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield  # closing the file releases the lock, as does the death of this process
