@@ -85,7 +85,7 @@ def read_layers(files: Sequence[str | os.PathLike[str]]) -> list[Layer]:
 
 
 def _find(name: str, *, folders: Sequence[epath.Path], asked: str) -> epath.Path:
-    candidates = [folder / name for folder in folders]
+    candidates = [epath.Path(name)] if "://" in name else [folder / name for folder in folders]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -104,10 +104,16 @@ def _display(file: epath.Path) -> str:
     return text.removeprefix(os.getcwd() + os.sep)
 
 
+def _key(file: epath.Path) -> str:
+    """The same for all spellings of a local file's name (`resolve` would take a bucket for a folder)."""
+    text: str = os.fspath(file)
+    return text if "://" in text else os.path.realpath(text)
+
+
 def _read_file(
     file: epath.Path, *, asked: str, open_files: tuple[str, ...], read: dict[str, str], layers: list[Layer]
 ) -> None:
-    name, key = _display(file), os.fspath(file.resolve())
+    name, key = _display(file), _key(file)
     if key in open_files:
         cycle = " -> ".join(_display(epath.Path(one)) for one in (*open_files, key))
         raise ConfigError(f"{asked}: includes form a cycle: {cycle}")
