@@ -1,0 +1,287 @@
+"""One lineage through its rounds, against a model that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from data_gen import operations, world
+from data_gen.config import EvolveConfig, OpenAICompatible, Simulated, SimulatedSeeds
+from data_gen.evolve import Lineage, drawn_operation, evolve_lineage
+from data_gen.llm.chat import (
+    Ambiguous,
+    ChatReply,
+    ChatRequest,
+    NotSent,
+    Permanent,
+)
+from data_gen.llm.simulated import SimulatedChatModel
+from data_gen.operations import OPERATIONS
+from data_gen.records import Record, Turn
+
+SEED = Record(id="000007/0", lineage="000007", turns=(Turn("user", "Name a prime."),), source="seeds.jsonl")
+
+
+def reply(text: str, **changes: Any) -> ChatReply:
+    return replace(ChatReply(text=text, finish_reason="stop", model="scripted-1"), **changes)
+
+
+def well_behaved(request: ChatRequest) -> str:
+    """Adds the round to an instruction, finds nothing equal, answers with the length of the instruction."""
+    asked = operations.recognise(request.messages[-1].content)
+    if asked is None:
+        return f"Answer of {len(request.messages[-1].content)} characters."
+    return "Not Equal" if asked.kind == "equal" else f"{asked.instruction} More in round {request.key.round}."
+
+
+@dataclass
+class Scripted:
+    """A `ChatModel` that behaves well but for the (round, purpose) pairs that the script names."""
+
+    script: dict[tuple[int, str], ChatReply | Exception] = field(default_factory=dict)
+    asked: list[ChatRequest] = field(default_factory=list)
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        self.asked.append(request)
+        said = self.script.get((request.key.round, request.key.purpose), None)
+        if isinstance(said, Exception):
+            raise said
+        return said or reply(well_behaved(request))
+
+
+def config(**changes: Any) -> EvolveConfig:
+    return replace(EvolveConfig(seeds=SimulatedSeeds(count=1), llm=OpenAICompatible(model="some-model")), **changes)
+
+
+def evolved(seed: Record = SEED, *, model: Any, **changes: Any) -> Lineage:
+    return asyncio.run(evolve_lineage(seed, model=model, config=config(**changes)))
+
+
+def test_a_lineage_holds_the_answered_seed_and_one_record_a_round() -> None:
+    model = Scripted()
+    lineage = evolved(model=model)
+    assert not lineage.rejected
+    assert [record.id for record in lineage.records] == [f"000007/{round_}" for round_ in range(5)]
+    assert [record.parent for record in lineage.records] == ["", *(f"000007/{round_}" for round_ in range(4))]
+    assert [record.round for record in lineage.records] == [0, 1, 2, 3, 4]
+    assert all(record.model == "scripted-1" for record in lineage.records)
+    assert all(record.source == "seeds.jsonl" for record in lineage.records)
+    assert lineage.records[1].turns == (
+        Turn("user", "Name a prime. More in round 1."),
+        Turn("assistant", "Answer of 30 characters."),
+    )
+    assert lineage.records[4].instruction == "Name a prime." + "".join(f" More in round {r}." for r in range(1, 5))
+
+
+def test_each_round_asks_to_evolve_to_judge_and_to_answer_in_that_order() -> None:
+    model = Scripted()
+    evolved(model=model, rounds=2)
+    assert [(request.key.round, request.key.purpose) for request in model.asked] == [
+        (0, "answer"),
+        (1, "evolve"),
+        (1, "judge"),
+        (1, "answer"),
+        (2, "evolve"),
+        (2, "judge"),
+        (2, "answer"),
+    ]
+
+
+def test_requests_carry_the_settings_and_a_seed_of_their_own() -> None:
+    model = Scripted()
+    evolved(model=model)
+    for request in model.asked:
+        assert (request.model, request.temperature, request.top_p, request.max_tokens) == ("some-model", 1.0, 0.9, 2048)
+        assert 0 <= request.seed < 2**31
+    assert len({request.seed for request in model.asked}) == len(model.asked)
+    again = Scripted()
+    evolved(model=again)
+    assert [request.digest for request in again.asked] == [request.digest for request in model.asked]
+
+
+def test_the_answer_is_asked_for_with_the_instruction_alone() -> None:
+    model = Scripted()
+    lineage = evolved(model=model, rounds=1)
+    assert [m.content for m in model.asked[-1].messages] == [lineage.records[1].instruction]
+
+
+def test_operations_are_drawn_evenly_and_by_key_alone() -> None:
+    settings = config()
+    drawn = Counter(
+        drawn_operation(settings, lineage=f"{lineage:06d}", round_=round_).name
+        for lineage in range(1000)
+        for round_ in range(1, 5)
+    )
+    expected = 4000 / 6
+    assert set(drawn) == set(OPERATIONS)
+    assert sum((count - expected) ** 2 / expected for count in drawn.values()) < 20.5  # p = 0.001 at 5 degrees
+    other = replace(settings, seed=1)
+    first = [drawn_operation(settings, lineage=f"{n:06d}", round_=1).name for n in range(50)]
+    assert first == [drawn_operation(settings, lineage=f"{n:06d}", round_=1).name for n in range(50)]
+    assert first != [drawn_operation(other, lineage=f"{n:06d}", round_=1).name for n in range(50)]
+
+
+def test_depth_counts_the_accepted_in_depth_rounds_only() -> None:
+    lineage = evolved(model=Scripted({(2, "judge"): reply("Equal")}), rounds=8)
+    depth = 0
+    for record in lineage.records[1:]:
+        depth += OPERATIONS[record.operation].kind == "depth"
+        assert record.depth == depth
+    assert {OPERATIONS[record.operation].kind for record in lineage.records[1:]} == {"depth", "breadth"}
+    assert lineage.records[-1].depth < 7
+
+
+@pytest.mark.parametrize(
+    ("purpose", "said", "rule"),
+    [
+        ("evolve", reply("  NAME a prime.  More in round 1."), "no_gain"),
+        ("evolve", reply("The given prompt asks for two primes."), "copied_prompt"),
+        ("evolve", reply("I'm sorry, I can not."), "refusal"),
+        ("evolve", reply(""), "empty_instruction"),
+        ("evolve", reply("..."), "empty_instruction"),
+        ("evolve", reply("Name two pri", finish_reason="length"), "truncated"),
+        ("evolve", reply("", finish_reason="filtered"), "refused_request"),
+        ("evolve", reply("", finish_reason="unreadable"), "unreadable_reply"),
+        ("evolve", reply("half a pair: \ud83d"), "unreadable_reply"),
+        ("evolve", Permanent("too long", scope="request"), "refused_request"),
+        ("evolve", NotSent("429"), "gave_up"),
+        ("evolve", Ambiguous("time-out"), "gave_up"),
+        ("judge", reply("Equal"), "no_gain"),
+        ("judge", reply("Hm."), "unreadable_reply"),
+        ("judge", reply("Not Eq", finish_reason="length"), "truncated"),
+        ("judge", Ambiguous("time-out"), "gave_up"),
+        ("answer", reply("Sorry, no."), "refusal"),
+        ("answer", reply("..."), "empty_answer"),
+        ("answer", reply(" "), "empty_answer"),
+        ("answer", reply("The first pri", finish_reason="length"), "truncated"),
+        ("answer", reply("", finish_reason="unreadable"), "unreadable_reply"),
+        ("answer", Permanent("policy", scope="request"), "refused_request"),
+        ("answer", Ambiguous("time-out"), "gave_up"),
+    ],
+)
+def test_a_failed_round_is_kept_with_its_reason_and_the_instruction_tried_again_unchanged(
+    purpose: str, said: ChatReply | Exception, rule: str
+) -> None:
+    model = Scripted({(2, purpose): said})
+    lineage = evolved(model=model)
+    (rejected,) = lineage.rejected
+    assert (rejected.lineage, rejected.round, rejected.rule) == ("000007", 2, rule)
+    assert rejected.operation == drawn_operation(config(), lineage="000007", round_=2).name
+    assert rejected.evidence
+    assert rejected.source == "seeds.jsonl"
+    assert [record.round for record in lineage.records] == [0, 1, 3, 4]
+    assert lineage.records[2].parent == "000007/1"
+    assert lineage.records[2].instruction == "Name a prime. More in round 1. More in round 3."
+    if purpose != "evolve":
+        assert rejected.instruction == "Name a prime. More in round 1. More in round 2."
+    if purpose == "judge":
+        assert not any(request.key.round == 2 and request.key.purpose == "answer" for request in model.asked)
+
+
+def test_a_retried_instruction_may_get_another_operation() -> None:
+    script: dict[tuple[int, str], ChatReply | Exception] = {(r, "evolve"): reply("") for r in range(1, 9)}
+    lineage = evolved(model=Scripted(script), rounds=8)
+    assert len({rejected.operation for rejected in lineage.rejected}) > 1
+
+
+def test_an_identical_rewrite_is_dropped_without_asking_the_judge() -> None:
+    model = Scripted({(1, "evolve"): reply("name a prime.")})
+    evolved(model=model, rounds=1)
+    assert "judge" not in {request.key.purpose for request in model.asked}
+
+
+@pytest.mark.parametrize(
+    ("rule", "purpose", "said"),
+    [
+        ("no_gain", "judge", "Equal"),
+        ("refusal", "answer", "Sorry, no."),
+        ("empty_answer", "answer", "It is."),
+        ("copied_prompt", "evolve", "The given prompt asks for two primes."),
+    ],
+)
+def test_each_rule_can_be_switched_off(rule: str, purpose: str, said: str) -> None:
+    rules = config().eliminate
+    model = Scripted({(1, purpose): reply(said)})
+    assert evolved(model=model, rounds=1).rejected
+    lineage = evolved(model=model, rounds=1, eliminate=tuple(one for one in rules if one != rule))
+    assert not lineage.rejected
+
+
+def test_without_rule_1_no_judge_is_paid() -> None:
+    model = Scripted()
+    evolved(model=model, eliminate=())
+    assert "judge" not in {request.key.purpose for request in model.asked}
+
+
+def test_nothing_empty_becomes_a_record_even_with_every_rule_off() -> None:
+    model = Scripted({(1, "evolve"): reply(""), (2, "answer"): reply("")})
+    lineage = evolved(model=model, rounds=2, eliminate=())
+    assert [rejected.rule for rejected in lineage.rejected] == ["empty_instruction", "empty_answer"]
+    assert all(turn.content for record in lineage.records for turn in record.turns)
+
+
+def test_an_instruction_evolves_although_its_seed_was_not_answered() -> None:
+    lineage = evolved(model=Scripted({(0, "answer"): reply("Sorry.")}), rounds=1)
+    (rejected,) = lineage.rejected
+    assert (rejected.round, rejected.operation, rejected.rule) == (0, "", "refusal")
+    assert (rejected.instruction, rejected.answer) == ("Name a prime.", "Sorry.")
+    assert [(record.round, record.parent) for record in lineage.records] == [(1, "000007/0")]
+
+
+def test_a_seeds_own_answer_is_replaced_or_kept_as_told() -> None:
+    seed = replace(SEED, turns=(*SEED.turns, Turn("assistant", "7")))
+    replaced = evolved(seed, model=Scripted(), rounds=1).records
+    kept = evolved(seed, model=Scripted(), rounds=1, answer_seeds="keep").records
+    assert (replaced[0].answer, replaced[0].model) == ("Answer of 13 characters.", "scripted-1")
+    assert (kept[0].answer, kept[0].model) == ("7", "")
+    assert replaced[1] == kept[1]
+    assert evolved(model=Scripted(), rounds=0, answer_seeds="keep").records[0].answer, "a seed without one is answered"
+
+
+def test_earlier_turns_are_the_context_of_rewrite_and_answer() -> None:
+    context = (Turn("system", "Be brief."), Turn("user", "Name a prime."), Turn("assistant", "7"))
+    seed = replace(SEED, turns=(*context, Turn("user", "Name another."), Turn("assistant", "11")))
+    model = Scripted()
+    lineage = evolved(seed, model=model, rounds=1)
+    for record in lineage.records:
+        assert record.context == context
+    for request in model.asked:
+        roles = [message.role for message in request.messages]
+        assert roles == (["user"] if request.key.purpose == "judge" else ["system", "user", "assistant", "user"])
+
+
+def test_steps_are_counted_for_tasks_of_the_simulated_world_and_grow() -> None:
+    (text,) = world.sample_seeds(1, seed=4)
+    seed = replace(SEED, turns=(Turn("user", text),))
+    lineage = evolved(seed, model=SimulatedChatModel(Simulated()), llm=Simulated())
+    assert lineage.records[0].steps == 1
+    assert [record.steps for record in lineage.records] == [
+        world.count_steps(record.instruction) for record in lineage.records
+    ]
+    assert max(record.steps for record in lineage.records) > 1
+    assert all(world.answer(task) == r.answer for r in lineage.records if (task := world.parse(r.instruction)))
+    assert evolved(model=Scripted()).records[1].steps == 0
+
+
+def test_what_would_fail_for_every_request_ends_the_run() -> None:
+    with pytest.raises(Permanent, match="no such key"):
+        evolved(model=Scripted({(1, "judge"): Permanent("no such key", scope="run")}))
+
+
+def test_a_lineage_comes_out_the_same_whatever_runs_beside_it() -> None:
+    class Jittery(Scripted):
+        async def complete(self, request: ChatRequest) -> ChatReply:
+            await asyncio.sleep(request.seed % 7 / 2000)
+            return reply(f"{well_behaved(request)} [{request.seed}]")
+
+    seeds = [replace(SEED, id=f"{n:06d}/0", lineage=f"{n:06d}") for n in range(12)]
+
+    async def together() -> list[Lineage]:
+        model = Jittery()
+        return await asyncio.gather(*(evolve_lineage(seed, model=model, config=config()) for seed in seeds))
+
+    assert asyncio.run(together()) == [evolved(seed, model=Jittery()) for seed in seeds]
