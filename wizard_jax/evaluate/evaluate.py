@@ -1,0 +1,125 @@
+"""`wizard eval`: one model on one task, from its folder to results.json.
+
+    out/config.gin  simulated_world.jsonl  results.json  complete.json (last)
+
+Every answer is written down as it comes, so a run that was stopped asks only for what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+from configs.folder import open_stage, read_complete, write_atomically
+from data_gen.records import Turn
+from wizard_jax.chat import encode_prompt, get_format
+from wizard_jax.evaluate.config import EvalConfig
+from wizard_jax.evaluate.statistics import wilson
+from wizard_jax.evaluate.tasks import simulated_world
+from wizard_jax.generate import sampler
+from wizard_jax.runs import OpenedModel, open_model
+
+ANSWERS = "simulated_world.jsonl"
+RESULTS = "results.json"
+
+Progress = Callable[[int, int, dict[str, int | str]], None]
+
+
+def evaluate(config: EvalConfig, out: Path, *, progress: Progress) -> dict[str, Any]:
+    """Evaluates into `out` and returns what results.json holds.
+
+    Raises:
+      UserError: no model, no chat format, or a run whose own training data is not among `task.held_out_from`.
+    """
+    with open_stage(out, config, stage="eval") as folder:
+        if folder.is_complete:
+            return read_complete(out)
+        model = open_model(Path(config.model), step=config.step)
+        seen = simulated_world.read_seen(config.task.held_out_from)
+        _check_held_out(model, seen)
+        samples, thrown_away = simulated_world.samples(config.task, seen)
+        rows = _answer_all(samples, model, config, out / ANSWERS, progress)
+        results = {
+            "label": config.label or Path(config.model).name,
+            "model": config.model,
+            "step": model.step,
+            "notes": list(model.notes),
+            "bands": _bands(rows),
+            "held_out": {
+                "checked_against": [dict(zip(("folder", "records", "sha256"), d, strict=True)) for d in seen.datasets],
+                "texts": len(seen.texts),
+                "pairs": len(seen.pairs),
+                "drawn_and_thrown_away": thrown_away,
+            },
+        }
+        write_atomically(out / RESULTS, json.dumps(results, indent=2) + "\n")
+        folder.complete(results)
+    return results
+
+
+def _check_held_out(model: OpenedModel, seen: simulated_world.Seen) -> None:
+    folders = {Path(folder).resolve() for folder, _, _ in seen.datasets}
+    if model.trained_on and Path(model.trained_on).resolve() not in folders:
+        raise UserError(
+            f"{model.path} was trained on {model.trained_on}, which task.held_out_from does not name: "
+            "add it, or the tasks may be ones that it was trained on"
+        )
+
+
+def _answer_all(
+    samples: Sequence[simulated_world.Sample], model: OpenedModel, config: EvalConfig, file: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """A row for every sample, in order; rows that `file` already has are kept, the others appended as they come."""
+    rows = _read_rows(file)
+    missing = [sample for sample in samples if sample.id not in rows]
+    chat_format = get_format(model.chat_format)
+    with file.open("a", encoding="utf-8") as stream:
+        for start in range(0, len(missing), config.batch_size):
+            chunk = missing[start : start + config.batch_size]
+            prompts = [
+                encode_prompt((Turn("user", sample.instruction),), chat_format=chat_format, tokenizer=model.tokenizer)
+                for sample in chunk
+            ]
+            answers = sampler.generate(
+                model.params,
+                prompts,
+                config=model.config,
+                sampling=sampler.Sampling(max_new_tokens=config.max_new_tokens),
+                eos_id=model.tokenizer.eos_id,
+                pad_id=model.tokenizer.pad_id,
+                batch_size=config.batch_size,
+            )
+            for sample, tokens in zip(chunk, answers, strict=True):
+                completion = model.tokenizer.decode(tokens.tolist())
+                row = {**asdict(sample), "completion": completion}
+                row |= asdict(simulated_world.score(sample, completion))
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                rows[sample.id] = row
+            stream.flush()
+            correct = sum(row["correct"] for row in rows.values())
+            progress(len(rows), len(samples), {"correct": correct})
+    return [rows[sample.id] for sample in samples]
+
+
+def _read_rows(file: Path) -> dict[str, dict[str, Any]]:
+    """The whole rows of a file; a last line that was cut off by a kill is taken away."""
+    if not file.exists():
+        return {}
+    data = file.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        file.write_bytes(whole)
+    rows = [json.loads(line) for line in whole.splitlines()]
+    return {row["id"]: row for row in rows}
+
+
+def _bands(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    bands = {}
+    for band in simulated_world.BANDS:
+        correct = [bool(row["correct"]) for row in rows if row["band"] == band]
+        bands[band] = wilson(sum(correct), len(correct))._asdict()
+    return bands

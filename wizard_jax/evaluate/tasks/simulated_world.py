@@ -1,0 +1,103 @@
+"""Held-out tasks of the simulated world: truth is computable, so exact match needs no judge."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import UserError
+from data_gen import shards, world
+from wizard_jax.evaluate.config import SimulatedWorld
+
+BANDS = ("1 step", "2 steps", "3 steps", "4+ steps")
+_STEPS = ((1,), (2,), (3,), (4, 5))  # how many steps the tasks of each band have
+_DRAWS_PER_TASK = 1000
+
+
+@dataclass(frozen=True)
+class Sample:
+    id: str
+    band: str
+    instruction: str
+    target: str
+    """The right result, without the steps that lead to it."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """`extracted` is what the answer came down to; `correct` whether that is the target, letter for letter."""
+
+    extracted: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model may have been trained on."""
+
+    texts: frozenset[str]
+    pairs: frozenset[tuple[tuple[str, ...], tuple[str, ...]]]
+    datasets: tuple[tuple[str, int, str], ...]
+    """Folder, number of records and SHA-256 of each data set that was read."""
+
+
+def read_seen(folders: Iterable[str]) -> Seen:
+    """Reads every record of the data sets, whatever a run selected from them."""
+    texts: set[str] = set()
+    pairs = set()
+    datasets = []
+    for folder in folders:
+        manifest = shards.verify(Path(folder))
+        for record in shards.read_dataset(Path(folder)):
+            for turn in record.turns:
+                if turn.role == "user":
+                    texts.add(normalised(turn.content))
+                    if task := world.parse(turn.content):
+                        pairs.add(task.pair)
+        datasets.append((folder, manifest.records, manifest.sha256))
+    return Seen(frozenset(texts), frozenset(pairs), tuple(datasets))
+
+
+def normalised(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def samples(config: SimulatedWorld, seen: Seen) -> tuple[list[Sample], int]:
+    """The tasks, and how many drawn ones were thrown away because training may have seen them.
+
+    A task is held out when neither its instruction text nor its pair (chain of steps, input) is in `seen`, and it
+    was not drawn before. The input is written plainly, so that only the number of steps differs between bands.
+
+    Raises:
+      UserError: the world has too few tasks that were not seen.
+    """
+    rng = random.Random(f"held-out tasks {config.seed}")
+    chosen: list[Sample] = []
+    taken = set(seen.pairs)
+    thrown_away = 0
+    for band, choices in zip(BANDS, _STEPS, strict=True):
+        drawn = found = 0
+        while found < config.per_band:
+            task = world.sample_task(rng, steps=rng.choice(choices))
+            text = world.render(task)
+            drawn += 1
+            if task.pair in taken or normalised(text) in seen.texts:
+                thrown_away += 1
+                if drawn > _DRAWS_PER_TASK * config.per_band:
+                    raise UserError(
+                        f"only {found} held-out tasks of {band} could be found for per_band={config.per_band}: "
+                        "training has seen almost all of them. Ask for fewer, or train on fewer seeds."
+                    )
+                continue
+            taken.add(task.pair)
+            found += 1
+            target = world.result(world.answer(task))
+            chosen.append(Sample(f"{band}/{found:04d}", band, text, target))
+    return chosen, thrown_away
+
+
+def score(sample: Sample, completion: str) -> Score:
+    extracted = world.result(completion)
+    return Score(extracted, extracted == sample.target)

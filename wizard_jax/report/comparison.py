@@ -1,0 +1,185 @@
+"""The page that compares evaluated models: exact match by number of steps, with what each was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+from configs.folder import load_config, read_complete
+from data_gen.llm.simulated import EFFECTS
+from data_gen.page import Html, element, figure, page, table
+from wizard_jax.evaluate.config import EvalConfig
+from wizard_jax.evaluate.statistics import Proportion, difference
+from wizard_jax.evaluate.tasks.simulated_world import BANDS
+from wizard_jax.report import plots
+
+SAMPLES_SHOWN = 2  # of each band, for each model
+POINTS = 300  # of a curve; more would only make the file larger
+
+CHECK = (
+    "This is a check of the pipeline in a simulated world. The tasks, their answers and the model that evolved them "
+    "are made by a program in which difficulty is the number of steps, so an effect is in part there by construction. "
+    "It is no evidence about natural instructions."
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One evaluated model."""
+
+    folder: Path
+    label: str
+    results: Mapping[str, Any]
+    run: Mapping[str, Any] | None
+    """The summary of the run that trained it, where that is known."""
+    metrics: Sequence[tuple[float, float]]
+    """(step, training loss)."""
+
+    def band(self, name: str) -> Proportion:
+        return Proportion(**self.results["bands"][name])
+
+
+def read_arm(folder: Path) -> Arm:
+    """Reads a finished evaluation and, where it names one, the run that it is of."""
+    results = read_complete(folder, stage="eval")
+    config = load_config(EvalConfig, folder)
+    label = config.label or str(results["label"])
+    run = Path(config.model)
+    if not (run / "metrics.jsonl").exists():
+        return Arm(folder, label, results, None, ())
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return Arm(folder, label, results, read_complete(run, stage="train"), [(r["step"], r["loss"]) for r in rows])
+
+
+def comparison_rows(arms: Sequence[Arm]) -> list[tuple[str, ...]]:
+    """The rows of the table: label, a share with its 95 % interval for each band, and n."""
+    rows = []
+    for arm in arms:
+        cells = [arm.band(band) for band in BANDS]
+        sizes = sorted({cell.trials for cell in cells})
+        rows.append((arm.label, *map(_interval, cells), " to ".join(map(str, sizes))))
+    return rows
+
+
+HEAD = ("trained on", "exact match, 1 step", *BANDS[1:], "n each")
+
+
+def write_report(folders: Sequence[Path], target: Path) -> list[Arm]:
+    """Writes the page for finished evaluations of the same tasks, and returns what it compares.
+
+    Raises:
+      UserError: an evaluation is not finished, or they did not answer the same tasks.
+    """
+    arms = [read_arm(folder) for folder in folders]
+    _check_same_tasks(arms)
+    shares = {arm.label: [(b.share, b.low, b.high) for b in map(arm.band, BANDS)] for arm in arms}
+    losses = {arm.label: arm.metrics[:: max(1, len(arm.metrics) // POINTS)] for arm in arms if len(arm.metrics) > 1}
+    parts = [
+        element("p", CHECK, css="note"),
+        element("h2", "Held-out tasks"),
+        table(HEAD, comparison_rows(arms)),
+        element("p", "Shares of right results with 95 % score intervals (Wilson)."),
+        figure(plots.shares(BANDS, shares, y_label="exact match"), "Exact match by number of steps."),
+        *_differences(arms),
+        _held_out(arms[0]),
+        element("h2", "Training"),
+        _training(arms),
+    ]
+    if losses:
+        drawing = plots.curves(losses, x_label="step", y_label="loss per trained token")
+        parts.append(figure(drawing, "Training loss. The arms see different data, so compare each with itself."))
+    parts += [
+        element("h2", "What each operation does to a task of this world"),
+        table(("operation", "adds", "how"), [(name, effect.adds, effect.how) for name, effect in EFFECTS.items()]),
+        element("h2", "Answers"),
+        *(_answers(arm) for arm in arms),
+    ]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page("What evolution bought, in a simulated world", *parts), encoding="utf-8")
+    return arms
+
+
+def _interval(cell: Proportion) -> str:
+    return f"{cell.share:.2f} [{cell.low:.2f}, {cell.high:.2f}]"
+
+
+def _check_same_tasks(arms: Sequence[Arm]) -> None:
+    first, *others = ([(row["id"], row["instruction"]) for row in _rows(arm)] for arm in arms)
+    for arm, tasks in zip(arms[1:], others, strict=True):
+        if tasks != first:
+            raise UserError(
+                f"{arm.folder} and {arms[0].folder} did not answer the same tasks: evaluate both with the same task "
+                "settings (task.seed, task.per_band, task.held_out_from)"
+            )
+
+
+def _rows(arm: Arm) -> list[dict[str, Any]]:
+    with (arm.folder / "simulated_world.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return sorted(rows, key=lambda row: str(row["id"]))
+
+
+def _differences(arms: Sequence[Arm]) -> list[Html]:
+    """Each arm against the one before it."""
+    rows = []
+    for before, after in zip(arms, arms[1:], strict=False):
+        cells = []
+        for band in BANDS:
+            low, high = difference(after.band(band), before.band(band))
+            cells.append(f"{after.band(band).share - before.band(band).share:+.2f} [{low:+.2f}, {high:+.2f}]")
+        rows.append((f"{after.label} minus {before.label}", *cells))
+    if not rows:
+        return []
+    return [
+        element("h3", "Differences"),
+        table(("difference", *BANDS), rows),
+        element("p", "95 % intervals (Newcombe). One run of each arm: they speak of these tasks, not of other seeds."),
+    ]
+
+
+def _held_out(arm: Arm) -> Html:
+    held_out = arm.results["held_out"]
+    folders = ", ".join(f"{one['folder']} ({one['records']:,} records)" for one in held_out["checked_against"])
+    return element(
+        "p",
+        f"Held out: no task shares its instruction text (case and spaces aside; {held_out['texts']:,} texts) or its "
+        f"pair of steps and input ({held_out['pairs']:,} pairs, however worded) with any record of {folders}, whether "
+        f"a run selected it or not. {held_out['drawn_and_thrown_away']} drawn tasks were thrown away for that.",
+    )
+
+
+def _training(arms: Sequence[Arm]) -> Html:
+    names = ("steps", "trained_tokens", "tokens", "conversations", "rows_per_step", "parameters", "seconds")
+    rows = []
+    for arm in arms:
+        told = arm.run or {}
+        values = [told.get(name, told.get("data", {}).get(name, "")) for name in names]
+        rows.append((arm.label, *(f"{v:,.0f}" if isinstance(v, int | float) else v for v in values)))
+    trained = [arm.run["trained_tokens"] for arm in arms if arm.run and arm.run["trained_tokens"]]
+    said = ""
+    if len(trained) > 1:
+        said = f"The numbers of trained tokens differ by {max(trained) / min(trained) - 1:.2%}."
+    return element("div", table(("trained on", *(n.replace("_", " ") for n in names)), rows), element("p", said))
+
+
+def _answers(arm: Arm) -> Html:
+    shown = []
+    for band in BANDS:
+        shown += islice((row for row in _rows(arm) if row["band"] == band), SAMPLES_SHOWN)
+    rows = [
+        (
+            row["band"],
+            element("pre", row["instruction"]),
+            element("pre", row["completion"]),
+            row["target"],
+            "right" if row["correct"] else "wrong",
+        )
+        for row in shown
+    ]
+    return element("div", element("h3", arm.label), table(("", "task", "answer", "right result", ""), rows))

@@ -1,0 +1,52 @@
+"""Plots as SVG text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+
+_INK = {"svg.fonttype": "none", "svg.hashsalt": "wizard", "font.family": "sans-serif"}
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def shares(groups: Sequence[str], arms: Mapping[str, Sequence[tuple[float, float, float]]], *, y_label: str) -> str:
+    """Grouped bars with intervals: for each arm a (share, low, high) per group. Returns SVG."""
+    with matplotlib.rc_context(_INK):
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        axes = figure.subplots()
+        width = 0.8 / max(len(arms), 1)
+        for place, (arm, values) in enumerate(arms.items()):
+            x = [group + (place - (len(arms) - 1) / 2) * width for group in range(len(groups))]
+            height = [share for share, _, _ in values]
+            below = [share - low for share, low, _ in values]
+            above = [high - share for share, _, high in values]
+            axes.bar(x, height, width * 0.92, yerr=[below, above], label=arm, capsize=3, error_kw={"lw": 1})
+        axes.set_xticks(range(len(groups)), groups)
+        axes.set_ylim(0, 1.0)
+        axes.set_ylabel(y_label)
+        axes.legend(frameon=False, fontsize="small")
+        axes.spines[["top", "right"]].set_visible(False)
+        return _svg(figure)
+
+
+def curves(arms: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str) -> str:
+    """One line for each arm through its (x, y) points. Returns SVG."""
+    with matplotlib.rc_context(_INK):
+        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for arm, points in arms.items():
+            axes.plot([x for x, _ in points], [y for _, y in points], label=arm, lw=1.2)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.legend(frameon=False, fontsize="small")
+        axes.spines[["top", "right"]].set_visible(False)
+        return _svg(figure)

@@ -1,0 +1,118 @@
+"""Opening whatever holds a model: a run, an imported model, or a Hugging Face folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from configs.errors import UserError
+from configs.folder import load_config, read_identity
+from configs.loader import setting
+from wizard_jax import chat
+from wizard_jax.convert import importing
+from wizard_jax.model import decoder
+from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.sharding import shardings
+from wizard_jax.tokenizer import Tokenizer
+from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
+from wizard_jax.train.config import TrainConfig
+
+TOKENIZER = "tokenizer.model"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """What `wizard import` was told, and the network that it found."""
+
+    source: str = setting(doc="the Hugging Face folder")
+    model: ModelConfig = setting(doc="read from its config.json")
+    chat_format: str = setting("", doc="the format that the model was trained with; '' if none is known")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A model that is ready to answer, and what is known of how it came about."""
+
+    path: Path
+    params: decoder.Params
+    config: ModelConfig
+    tokenizer: Tokenizer
+    chat_format: str
+    """'' where the folder names none."""
+    trained_on: str
+    """The data set's folder; '' where the folder names none."""
+    step: int | None
+    """Of the checkpoint; None for a Hugging Face folder."""
+    notes: tuple[str, ...] = ()
+    """What was passed over to open it, such as a damaged newer checkpoint."""
+
+
+def open_model(path: Path, *, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> OpenedModel:
+    """Opens a model's folder, with the parameters split over `mesh` if one is given.
+
+    Raises:
+      UserError: no such folder, no model in it, or no such step.
+    """
+    if (path / "identity.json").exists():
+        return _open_stage(path, step=step, mesh=mesh)
+    if (path / "config.json").exists():
+        if step is not None:
+            raise UserError(f"{path} is an exported folder, which has no step {step}: leave step out, or name the run")
+        return _open_hugging_face(path, mesh=mesh)
+    known = "a run of wizard train, a model of wizard import, or a Hugging Face folder"
+    raise UserError(f"{path} holds no model: give {known}" if path.exists() else f"{path} does not exist: give {known}")
+
+
+def _open_stage(path: Path, *, step: int | None, mesh: jax.sharding.Mesh | None) -> OpenedModel:
+    stage = read_identity(path).stage
+    if stage == "train":
+        run = load_config(TrainConfig, path)
+        model, chat_format, trained_on = run.model, run.data.chat_format, run.data.dataset
+    elif stage == "import":
+        imported = load_config(ImportConfig, path)
+        model, chat_format, trained_on = imported.model, imported.chat_format, ""
+    else:
+        raise UserError(f"{path} was made by wizard {stage} and holds no model: give the folder of a run")
+    abstract = _placed(decoder.abstract_params(model), model, mesh)
+    with CheckpointStore(path / CHECKPOINTS) as store:
+        restored = store.restore({PARAMS: abstract}, step=step)
+    return OpenedModel(
+        path=path,
+        params=restored.trees[PARAMS],
+        config=model,
+        tokenizer=Tokenizer(path / TOKENIZER),
+        chat_format=chat_format,
+        trained_on=trained_on,
+        step=restored.step,
+        notes=restored.notes,
+    )
+
+
+def _open_hugging_face(path: Path, *, mesh: jax.sharding.Mesh | None) -> OpenedModel:
+    model = importing.read_model_config(path)
+    abstract = decoder.abstract_params(model)
+    placed = None if mesh is None else shardings(decoder.logical_axes(model), mesh, shapes=abstract)
+    return OpenedModel(
+        path=path,
+        params=importing.load_hf_params(path, model, shardings=placed),
+        config=model,
+        tokenizer=Tokenizer(path / TOKENIZER),
+        chat_format=importing.read_chat_format(path),
+        trained_on="",
+        step=None,
+    )
+
+
+def _placed(abstract: Any, model: ModelConfig, mesh: jax.sharding.Mesh | None) -> Any:
+    if mesh is None:
+        return abstract
+    placed = shardings(decoder.logical_axes(model), mesh, shapes=abstract)
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), abstract, placed)
+
+
+def formats() -> tuple[str, ...]:
+    return tuple(chat.CHAT_FORMATS)
