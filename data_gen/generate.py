@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -72,9 +73,10 @@ def generate(config: EvolveConfig, out: Path, *, progress: Progress) -> dict[str
         with open_stage(out, config, stage="evolve"):
             return read_complete(out)
     seeds = sources.load_seeds(config.seeds)
-    connection = OpenAIChat(config.llm) if isinstance(config.llm, OpenAICompatible) else None
+    llm = config.llm
+    answerer = OpenAIChat(llm) if isinstance(llm, OpenAICompatible) else simulated.SimulatedChatModel(llm)
     with open_stage(out, config, stage="evolve") as folder, stop_flag() as stop:
-        summary = asyncio.run(_Run(config, seeds, progress, stop).through(out, connection))
+        summary = asyncio.run(_Run(config, seeds, progress, stop).through(out, answerer))
         folder.complete(summary)
     return summary
 
@@ -90,6 +92,8 @@ def check(config: EvolveConfig) -> None:
             raise GenerateError(f"operations: there is no operation {name!r}; {meant}")
     if len(set(config.operations)) < len(config.operations):
         raise GenerateError("operations: one is named twice; they are chosen from with equal probability")
+    if not re.fullmatch("[a-z][a-z0-9_]*", config.name):
+        raise GenerateError(f"name = {config.name!r}: use lower-case letters, digits and _, a letter first")
     at_least = {
         "rounds": 0,
         "max_tokens": 1,
@@ -105,7 +109,7 @@ def check(config: EvolveConfig) -> None:
         raise GenerateError(f"top_p = {config.top_p}: it must be above 0 and at most 1")
     if isinstance(config.llm, Simulated):
         rates = asdict(config.llm.faults)
-        if min(rates.values()) < 0 or sum(rates.values()) > 1:
+        if not (min(rates.values()) >= 0 and sum(rates.values()) <= 1):
             raise GenerateError(f"llm.faults: rates are shares of requests, none below 0 and in all at most 1: {rates}")
 
 
@@ -123,15 +127,14 @@ class _Run:
     done: int = 0
     facts: Counter[str] = field(default_factory=Counter)
 
-    async def through(self, out: Path, connection: OpenAIChat | None) -> dict[str, Any]:
+    async def through(self, out: Path, answerer: OpenAIChat | simulated.SimulatedChatModel) -> dict[str, Any]:
         """From the first request, or where an earlier process stopped, to the shards; returns the summary."""
         async with contextlib.AsyncExitStack() as held:
-            if connection is not None:
-                await held.enter_async_context(connection)
+            if isinstance(answerer, OpenAIChat):
+                await held.enter_async_context(answerer)
             journal = await held.enter_async_context(Journal.open(out / JOURNAL))
-            answers = connection or simulated.SimulatedChatModel(_simulated(self.config))
             pacing = Pacing(
-                journal.wrap(answers),
+                journal.wrap(answerer),
                 concurrency=self.config.concurrency,
                 max_attempts=self.config.max_attempts,
             )
@@ -278,11 +281,6 @@ class _Answering:
             raise Permanent(text, scope="run") from error
         self.lost_in_a_row = 0
         return reply
-
-
-def _simulated(config: EvolveConfig) -> Simulated:
-    assert isinstance(config.llm, Simulated)
-    return config.llm
 
 
 @dataclass

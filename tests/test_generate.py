@@ -1,0 +1,361 @@
+"""A whole run, in this process and over HTTP, whole and interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import UserError
+from configs.folder import FolderError, read_complete
+from configs.loader import dump
+from data_gen import operations, shards, world
+from data_gen.config import EvolveConfig, Faults, OpenAICompatible, SeedFile, Simulated, SimulatedSeeds
+from data_gen.generate import GenerateError, generate
+from data_gen.llm.server import SimulatedServer
+
+CONTENT_FAULTS = Faults(unchanged=0.1, refusal=0.05, copied_prompt=0.05, empty=0.05, truncated=0.03, filtered=0.02)
+CONFIG = EvolveConfig(seeds=SimulatedSeeds(count=24), llm=Simulated(faults=CONTENT_FAULTS), records_per_shard=40)
+
+
+def quiet(done: int, total: int, facts: Mapping[str, int | str]) -> None:
+    """Progress that nobody watches."""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a run leaves for its readers."""
+    data = {file.name: file.read_bytes() for file in sorted((folder / "dataset").iterdir())}
+    return {**data, "rejected.jsonl": (folder / "rejected.jsonl").read_bytes()}
+
+
+def replies(folder: Path) -> int:
+    with contextlib.closing(sqlite3.connect(folder / "journal.sqlite")) as journal:
+        ((count,),) = journal.execute("SELECT count(*) FROM outcomes")
+    return int(count)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "evolved"
+    generate(CONFIG, out, progress=quiet)
+    return out
+
+
+@contextlib.contextmanager
+def serving(faults: Faults, *, latency_seconds: float = 0.0) -> Iterator[SimulatedServer]:
+    """The simulated model over HTTP, in a thread."""
+    started = threading.Event()
+    held: list[tuple[SimulatedServer, asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        async with SimulatedServer(Simulated(faults=faults), latency_seconds=latency_seconds) as server:
+            held.append((server, asyncio.get_running_loop(), stop))
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert started.wait(10)
+    ((server, loop, stop),) = held
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+def test_a_run_leaves_shards_rejects_and_a_summary_that_agree(whole: Path) -> None:
+    summary = read_complete(whole)
+    records = list(shards.read_dataset(whole))
+    rejected = [json.loads(line) for line in (whole / "rejected.jsonl").read_text().splitlines()]
+    assert summary["seeds"] == 24
+    assert len(records) + len(rejected) == 24 * 5, "each seed and each of four rounds ends as one or the other"
+    assert (summary["records"], summary["rejected"]) == (len(records), len(rejected))
+    assert sum(summary["by_round"].values()) == len(records)
+    assert sum(summary["by_rule"].values()) == len(rejected)
+    tried = sum(one["accepted"] + one["rejected"] for one in summary["by_operation"].values())
+    assert tried == 24 * 4
+    assert {"no_gain", "refusal", "copied_prompt", "truncated"} <= set(summary["by_rule"])
+    assert summary["models"] == ["simulated-llm"]
+    assert summary["asked"] == replies(whole)
+    assert summary["from_journal"] == summary["possibly_paid_twice"] == 0
+    assert summary["input_tokens"] > summary["output_tokens"] > 0
+    assert summary["dataset_sha256"] == shards.verify(whole).sha256
+    assert len(shards.verify(whole).shards) > 1
+
+
+def test_records_come_in_the_order_of_the_seeds_and_are_true(whole: Path) -> None:
+    records = list(shards.read_dataset(whole))
+    assert [record.id for record in records] == sorted(record.id for record in records)
+    for record in records:
+        task = world.parse(record.instruction)
+        assert task is not None
+        assert record.answer == world.answer(task)
+        assert record.steps == len(task.steps)
+        assert record.depth <= record.round
+
+
+@pytest.mark.parametrize("concurrency", [1, 16, 256])
+def test_concurrency_changes_no_byte(concurrency: int, whole: Path, tmp_path: Path) -> None:
+    generate(replace(CONFIG, concurrency=concurrency), tmp_path / "out", progress=quiet)
+    assert files(tmp_path / "out") == files(whole)
+
+
+def test_another_seed_changes_the_result(whole: Path, tmp_path: Path) -> None:
+    generate(replace(CONFIG, seed=1), tmp_path / "out", progress=quiet)
+    assert files(tmp_path / "out")["rejected.jsonl"] != files(whole)["rejected.jsonl"]
+
+
+def test_the_same_journal_gives_the_same_bytes_and_asks_nothing(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("journal.sqlite", "identity.json", "config.gin"):
+        (out / name).write_bytes((whole / name).read_bytes())
+    summary = generate(CONFIG, out, progress=quiet)
+    assert summary["asked"] == 0
+    assert files(out) == files(whole)
+    with contextlib.closing(sqlite3.connect(out / "journal.sqlite")) as journal, journal:
+        journal.execute("DELETE FROM lineages")
+    (out / "complete.json").unlink()
+    summary = generate(CONFIG, out, progress=quiet)
+    assert (summary["asked"], summary["from_journal"]) == (0, replies(whole))
+    assert files(out) == files(whole)
+
+
+def test_a_finished_folder_is_left_as_it_is(whole: Path) -> None:
+    before = files(whole)
+    assert generate(replace(CONFIG, concurrency=3), whole, progress=quiet) == read_complete(whole)
+    assert files(whole) == before
+    with pytest.raises(FolderError, match="rounds"):
+        generate(replace(CONFIG, rounds=3), whole, progress=quiet)
+
+
+def test_progress_counts_the_lineages_up(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watch(done: int, total: int, facts: Mapping[str, int | str]) -> None:
+        seen.append((done, total))
+        assert (facts["records"], facts["rejected"]) != (0, 0) or not done
+
+    generate(replace(CONFIG, seeds=SimulatedSeeds(count=5)), tmp_path / "out", progress=watch)
+    assert seen == [(done, 5) for done in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"operations": ()}, "operations is empty"),
+        ({"operations": ("deepning",)}, "did you mean 'deepening'"),
+        ({"operations": ("deepening", "deepening")}, "named twice"),
+        ({"rounds": -1}, "rounds = -1"),
+        ({"concurrency": 0}, "concurrency = 0"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"name": "My-Data"}, "My-Data"),
+        ({"llm": Simulated(faults=Faults(empty=1.5))}, "llm.faults"),
+        ({"llm": OpenAICompatible(model="m", api_key_env="NO_SUCH_KEY_IS_SET")}, "NO_SUCH_KEY_IS_SET"),
+        ({"seeds": SeedFile(path="no/such/file.json")}, "no/such/file.json"),
+    ],
+)
+def test_settings_that_can_not_work_are_refused_before_anything_is_made(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        generate(replace(CONFIG, **changes), tmp_path / "out", progress=quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_that_changed_since_the_folder_was_begun_are_refused(tmp_path: Path) -> None:
+    seeds, out = tmp_path / "seeds.jsonl", tmp_path / "out"
+    seeds.write_text('{"prompt": "Name a prime."}\n{"prompt": "Name a river."}\n')
+    config = replace(CONFIG, seeds=SeedFile(path=str(seeds)), llm=Simulated())
+    generate(config, out, progress=quiet)
+    (out / "complete.json").unlink()
+    seeds.write_text('{"prompt": "Name a prime."}\n{"prompt": "Name a lake."}\n')
+    with pytest.raises(GenerateError, match="row 2"):
+        generate(config, out, progress=quiet)
+
+
+def test_when_nothing_survives_it_is_said_and_the_folder_is_not_complete(tmp_path: Path) -> None:
+    config = replace(CONFIG, llm=Simulated(faults=Faults(filtered=1.0)))
+    with pytest.raises(GenerateError, match="refused_request 120"):
+        generate(config, tmp_path / "out", progress=quiet)
+    assert len((tmp_path / "out" / "rejected.jsonl").read_text().splitlines()) == 120
+    assert not (tmp_path / "out" / "complete.json").exists()
+
+
+# --- over HTTP
+
+
+def over_http(server: SimulatedServer, **changes: Any) -> EvolveConfig:
+    llm = OpenAICompatible(model="simulated-llm", base_url=server.base_url, timeout_seconds=20.0)
+    return replace(CONFIG, llm=llm, **changes)
+
+
+def test_over_http_the_same_records_come_out(whole: Path, tmp_path: Path) -> None:
+    with serving(CONTENT_FAULTS) as server:
+        summary = generate(over_http(server), tmp_path / "out", progress=quiet)
+    assert server.full_replies == summary["asked"]
+    assert files(tmp_path / "out") == files(whole)
+
+
+def test_faults_of_the_wire_cost_retries_and_no_records(whole: Path, tmp_path: Path) -> None:
+    with serving(replace(CONTENT_FAULTS, server_error=0.03, dropped=0.03)) as server:
+        generate(over_http(server, concurrency=64), tmp_path / "out", progress=quiet)
+    assert server.requests > server.full_replies
+    assert files(tmp_path / "out") == files(whole)
+
+
+def test_replies_that_hold_no_text_become_rejects_with_that_reason(tmp_path: Path) -> None:
+    with serving(Faults(malformed=0.2)) as server:
+        summary = generate(over_http(server), tmp_path / "out", progress=quiet)
+    assert summary["by_rule"]["unreadable_reply"] > 10
+    assert summary["records"] + summary["rejected"] == 120
+
+
+def test_a_lineage_whose_request_gave_up_is_tried_once_more(tmp_path: Path) -> None:
+    with serving(Faults(dropped=0.05)) as server:
+        config = over_http(server, seeds=SimulatedSeeds(count=8), max_attempts=1, concurrency=1)
+        summary = generate(config, tmp_path / "out", progress=quiet)
+    assert server.requests > server.full_replies
+    assert summary["from_journal"] > 0, "what had been answered was not asked again"
+    assert summary["possibly_paid_twice"] == server.requests - server.full_replies
+    assert summary["records"] + summary["rejected"] == 40
+
+
+def test_a_provider_that_never_answers_ends_the_run_and_drops_nothing(tmp_path: Path) -> None:
+    with serving(Faults()) as server:
+        pass
+    config = over_http(server, max_attempts=1, concurrency=8)
+    with pytest.raises(GenerateError, match="20 requests in a row"):
+        generate(config, tmp_path / "out", progress=quiet)
+    assert not (tmp_path / "out" / "rejected.jsonl").exists()
+    with contextlib.closing(sqlite3.connect(tmp_path / "out" / "journal.sqlite")) as journal:
+        assert journal.execute("SELECT count(*) FROM lineages").fetchone() == (0,)
+    with serving(Faults()) as server:
+        llm = OpenAICompatible(model="simulated-llm", base_url=server.base_url)
+        summary = generate(replace(config, llm=llm), tmp_path / "out", progress=quiet)
+    assert summary["rejected"] == 0 or "gave_up" not in summary["by_rule"]
+
+
+def test_a_model_that_does_not_exist_ends_the_run(tmp_path: Path) -> None:
+    with serving(Faults()) as server:
+        llm = OpenAICompatible(model="m", base_url=server.base_url.replace("/v1", "/v7"))
+        with pytest.raises(GenerateError, match="can not be used"):
+            generate(replace(CONFIG, llm=llm), tmp_path / "out", progress=quiet)
+
+
+# --- told to stop, and killed
+
+CHILD = """
+import sys
+from pathlib import Path
+from configs.interrupt import Interrupted
+from configs.loader import load
+from data_gen.config import EvolveConfig
+from data_gen.generate import generate
+
+try:
+    generate(load(EvolveConfig, [sys.argv[1]]), Path(sys.argv[2]), progress=lambda done, total, facts: None)
+except Interrupted as stopped:
+    sys.exit(stopped.exit_code)
+"""
+
+
+def child(config: EvolveConfig, out: Path) -> subprocess.Popen[bytes]:
+    file = out.with_suffix(".gin")
+    file.write_text(dump(config))
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(file), str(out)], env=os.environ)
+
+
+def stop_after(server: SimulatedServer, requests: int, process: subprocess.Popen[bytes], number: int) -> int:
+    """Sends the signal once the server has seen so many requests; returns how the process ended."""
+    deadline = time.monotonic() + 60
+    while server.requests < requests and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 42), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_told_to_stop_a_run_saves_what_it_paid_for_and_goes_on_later(
+    number: int, code: int, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with serving(CONTENT_FAULTS, latency_seconds=0.02) as server:
+        config = over_http(server, concurrency=8)
+        assert stop_after(server, 60, child(config, out), number) == code
+        assert not (out / "complete.json").exists()
+        assert server.requests < replies(whole)
+        assert replies(out) == server.full_replies == server.requests, "all that was in flight came home"
+        summary = generate(config, out, progress=quiet)
+    assert summary["possibly_paid_twice"] == 0
+    assert server.full_replies == replies(out), "no reply was asked for twice"
+    assert files(out) == files(whole)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_a_run_goes_on_to_the_same_bytes_and_asks_for_no_reply_twice(
+    kills: int, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    rng = random.Random(kills)
+    with serving(replace(CONTENT_FAULTS, dropped=0.02), latency_seconds=0.005) as server:
+        config = over_http(server, concurrency=8)
+        for moment in sorted(rng.sample(range(5, replies(whole) - 20), kills)):
+            assert stop_after(server, moment, child(config, out), signal.SIGKILL) == -signal.SIGKILL
+            assert not (out / "complete.json").exists()
+        summary = generate(config, out, progress=quiet)
+    assert server.full_replies <= replies(out) + summary["possibly_paid_twice"]
+    assert summary["possibly_paid_twice"] <= kills * config.concurrency + (server.requests - server.full_replies)
+    assert files(out) == files(whole)
+
+
+def test_killed_while_the_shards_are_written_a_run_goes_on_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = child(CONFIG, out)
+    while process.poll() is None and not (out / ".dataset.partial").exists():
+        time.sleep(0.0005)
+    process.kill()
+    process.wait()
+    assert not (out / "complete.json").exists()
+    generate(CONFIG, out, progress=quiet)
+    assert files(out) == files(whole)
+
+
+# --- real seeds
+
+
+def test_plain_instructions_evolve_over_http_with_every_fault_on(tmp_path: Path) -> None:
+    seeds = tmp_path / "seeds.jsonl"
+    rows = [
+        {"instruction": f"Explain {what}.", "instances": [{"input": given, "output": "(an answer)"}]}
+        for what in ("tides", "yeast", "{braces}", "a </tag>", "\u2028", "emoji 🎲")
+        for given in ("", "1, 2, 3", '{"instruction": "{instruction}"}')
+    ]
+    seeds.write_text("\n".join(map(json.dumps, rows)))
+    faults = replace(CONTENT_FAULTS, malformed=0.02, server_error=0.02, dropped=0.02, slow=0.02)
+    with serving(faults) as server:
+        summary = generate(over_http(server, seeds=SeedFile(path=str(seeds))), tmp_path / "out", progress=quiet)
+    records = list(shards.read_dataset(tmp_path / "out"))
+    assert summary["records"] + summary["rejected"] == len(rows) * 5
+    assert set(summary["by_operation"]) == set(operations.OPERATIONS)
+    assert {record.steps for record in records} == {0}
+    assert max(record.depth for record in records) >= 3
