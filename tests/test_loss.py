@@ -1,0 +1,115 @@
+"""Blockwise cross-entropy equals the formula it stands for, and never holds all logits."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wizard_jax.train.loss import Loss, cross_entropy
+
+BATCH, LENGTH, D_MODEL = 3, 50, 16
+
+
+def arrays(vocabulary: int, *, seed: int = 0, scale: float = 1.0) -> dict[str, jax.Array]:
+    random = np.random.default_rng(seed)
+    return {
+        "hidden": jnp.asarray(scale * random.normal(size=(BATCH, LENGTH, D_MODEL)), jnp.float32),
+        "unembedding": jnp.asarray(random.normal(size=(D_MODEL, vocabulary)), jnp.float32),
+        "targets": jnp.asarray(random.integers(vocabulary, size=(BATCH, LENGTH)), jnp.int32),
+        "weights": jnp.asarray(random.choice([0.0, 0.5, 1.0], size=(BATCH, LENGTH)), jnp.float32),
+    }
+
+
+def direct(hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    log_probabilities = jax.nn.log_softmax(jnp.einsum("bld,dv->blv", hidden, unembedding), axis=-1)
+    picked = jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
+    return -(weights * picked).sum()
+
+
+def in_blocks(given: dict[str, jax.Array], block_positions: int) -> Loss:
+    return cross_entropy(
+        given["hidden"],
+        unembedding_DxV=given["unembedding"],
+        targets_BxL=given["targets"],
+        weights_BxL=given["weights"],
+        block_positions=block_positions,
+    )
+
+
+@pytest.mark.parametrize(("vocabulary", "block_positions"), [(7, 1), (512, 25), (1000, 50), (1000, 512), (3001, 16)])
+def test_loss_and_gradients_are_those_of_the_formula(vocabulary: int, block_positions: int) -> None:
+    given = arrays(vocabulary)
+
+    def blockwise(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
+        loss = in_blocks({**given, "hidden": hidden, "unembedding": unembedding}, block_positions)
+        return 0.25 * loss.total / loss.weight
+
+    def formula(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
+        weights = given["weights"]
+        return 0.25 * direct(hidden, unembedding, given["targets"], weights) / weights.sum()
+
+    at = (given["hidden"], given["unembedding"])
+    loss, gradients = jax.jit(jax.value_and_grad(blockwise, argnums=(0, 1)))(*at)
+    expected, expected_gradients = jax.jit(jax.value_and_grad(formula, argnums=(0, 1)))(*at)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(blockwise(*at), expected, rtol=1e-6)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-6, atol=1e-6 * float(jnp.abs(wanted).max()))
+
+
+def test_weight_is_the_sum_of_weights_and_not_a_count_of_positions() -> None:
+    given = arrays(20)
+    assert float(in_blocks(given, 16).weight) == float(given["weights"].sum())
+
+
+def test_positions_of_weight_zero_change_nothing() -> None:
+    given = arrays(20)
+    untrained = given["weights"] == 0
+    elsewhere = jnp.where(untrained, (given["targets"] + 1) % 20, given["targets"])
+    loud = jnp.where(untrained[..., None], 30.0, given["hidden"])
+    loss = in_blocks(given, 16).total
+    np.testing.assert_allclose(in_blocks({**given, "targets": elsewhere}, 16).total, loss, rtol=1e-6)
+    np.testing.assert_allclose(in_blocks({**given, "hidden": loud}, 16).total, loss, rtol=1e-6)
+
+
+def test_large_logits_stay_finite() -> None:
+    given = arrays(40, scale=1e4)
+    expected = direct(given["hidden"], given["unembedding"], given["targets"], given["weights"])
+    total = in_blocks(given, 16).total
+    assert np.isfinite(total)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
+def test_bfloat16_hidden_states_accumulate_in_float32() -> None:
+    given = arrays(1000)
+    rounded = {**given, "hidden": given["hidden"].astype(jnp.bfloat16)}
+
+    def mean(hidden: jax.Array, given: dict[str, jax.Array]) -> jax.Array:
+        loss = in_blocks({**given, "hidden": hidden}, 16)
+        return loss.total / loss.weight
+
+    loss, gradient = jax.value_and_grad(mean)(rounded["hidden"], rounded)
+    expected = mean(given["hidden"], given)
+    assert loss.dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(loss, expected, rtol=2e-3)
+
+
+def test_no_array_of_all_logits_exists_in_the_compiled_gradient() -> None:
+    vocabulary, block = 1000, 10
+    given = arrays(vocabulary)
+
+    def mean(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
+        loss = in_blocks({**given, "hidden": hidden, "unembedding": unembedding}, block)
+        return loss.total / loss.weight
+
+    at = (given["hidden"], given["unembedding"])
+    compiled = jax.jit(jax.grad(mean, argnums=(0, 1))).lower(*at).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    all_logits = 4 * BATCH * LENGTH * vocabulary
+    assert analysis.temp_size_in_bytes < all_logits
+    shapes = {tuple(v.aval.shape) for v in jax.make_jaxpr(mean)(*at).jaxpr.eqns for v in v.outvars}
+    assert (BATCH, LENGTH, vocabulary) not in shapes

@@ -1,0 +1,177 @@
+"""One update is the same number on any mesh, in any number of microbatches, packed or not."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.decoder import init_params
+from wizard_jax.model.sharding import MeshConfig, batch_sharding, make_mesh
+from wizard_jax.train.loss import Loss
+from wizard_jax.train.optimizer import AdamW
+from wizard_jax.train.step import StepMetrics, Steps, TrainState, batch_loss, make_steps
+
+MODEL = ModelConfig(
+    vocab_size=96, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, initializer_range=0.1
+)
+OPTIMIZER = AdamW(peak_lr=0.01, warmup_steps=2, weight_decay=0.1)
+ROWS, LENGTH = 8, 24
+MESHES = {
+    "1 device": (MeshConfig(), 1),
+    "8 of fsdp": (MeshConfig(), 8),
+    "2 slices x 2 of fsdp x 2 of tensor": (MeshConfig(slice=2, tensor=2), 8),
+}
+# Of the first update of this model on this batch, in float32 on a CPU.
+LOSS, GRAD_NORM, WEIGHT = 4.7363987, 2.187824, 59.0
+
+
+def conversations() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Token ids and which are trained on: 16 conversations of 8 to 12 tokens, trained on more and more."""
+    random = np.random.default_rng(7)
+    made = []
+    for index in range(2 * ROWS):
+        length = 8 + index % 5
+        trained = np.arange(length) >= length - 1 - index % 7
+        made.append((random.integers(3, MODEL.vocab_size, size=length), trained))
+    return made
+
+
+def rows_of(groups: list[list[int]], *, length: int = LENGTH) -> dict[str, np.ndarray]:
+    """The columns of a Batch in which row r holds the conversations `groups[r]`."""
+    names = ("tokens", "targets", "positions", "segment_ids")
+    columns = {name: np.zeros((len(groups), length), np.int32) for name in names}
+    columns["loss_weights"] = np.zeros((len(groups), length), np.float32)
+    made = conversations()
+    for row, group in enumerate(groups):
+        at = 0
+        for segment, index in enumerate(group, start=1):
+            tokens, trained = made[index]
+            here = slice(at, at + len(tokens) - 1)
+            columns["tokens"][row, here] = tokens[:-1]
+            columns["targets"][row, here] = tokens[1:]
+            columns["positions"][row, here] = np.arange(len(tokens) - 1)
+            columns["segment_ids"][row, here] = segment
+            columns["loss_weights"][row, here] = trained[1:]
+            at += len(tokens) - 1
+    return columns
+
+
+PACKED = [[2 * row, 2 * row + 1] for row in range(ROWS)]
+
+
+def steps_on(mesh: jax.sharding.Mesh, *, gradient_accumulation: int = 1) -> Steps:
+    return make_steps(
+        MODEL, optimizer=OPTIMIZER, total_steps=10, gradient_accumulation=gradient_accumulation, mesh=mesh
+    )
+
+
+@functools.cache
+def weights() -> Any:
+    return jax.device_get(jax.jit(lambda key: init_params(MODEL, key=key))(jax.random.key(0)))
+
+
+def run(
+    mesh_name: str = "1 device", *, updates: int = 1, gradient_accumulation: int = 1
+) -> tuple[TrainState, list[StepMetrics]]:
+    config, devices = MESHES[mesh_name]
+    mesh = make_mesh(config, devices=jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        steps = steps_on(mesh, gradient_accumulation=gradient_accumulation)
+        state = steps.start(jax.device_put(weights(), jax.tree.map(lambda leaf: leaf.sharding, steps.abstract.params)))
+        batch = jax.device_put(rows_of(PACKED), batch_sharding(mesh))
+        seen = []
+        for _ in range(updates):
+            state, metrics = steps.train(state, batch)
+            seen.append(jax.device_get(metrics))
+        return jax.device_get(state), seen
+
+
+def assert_trees_close(left: Any, right: Any, *, atol: float) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol), left, right)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_first_update_has_the_pinned_loss_and_gradient_norm_on_every_mesh(mesh: str) -> None:
+    _, (metrics,) = run(mesh)
+    assert metrics.weight == WEIGHT
+    np.testing.assert_allclose(metrics.loss, LOSS, rtol=1e-5)
+    np.testing.assert_allclose(metrics.loss_sum, LOSS * WEIGHT, rtol=1e-5)
+    np.testing.assert_allclose(metrics.grad_norm, GRAD_NORM, rtol=1e-5)
+    np.testing.assert_allclose(metrics.learning_rate, 0.005, rtol=1e-6)
+    assert metrics.tokens == sum(len(tokens) - 1 for tokens, _ in conversations())
+
+
+def test_three_updates_end_at_the_same_weights_on_every_mesh() -> None:
+    alone, _ = run("1 device", updates=3)
+    assert alone.step == 3
+    together, _ = run("2 slices x 2 of fsdp x 2 of tensor", updates=3)
+    # Adam divides by the root of a square: the smallest gradients are the least certain.
+    assert_trees_close(alone.params, together.params, atol=2e-4)
+
+
+@pytest.mark.parametrize(("mesh", "microbatches"), [("1 device", 2), ("1 device", 4)])
+def test_accumulated_gradients_are_those_of_the_whole_batch(mesh: str, microbatches: int) -> None:
+    weights = rows_of(PACKED)["loss_weights"].sum(axis=1)
+    assert len({weights[part::4].sum() for part in range(4)}) == 4, "microbatches must differ in trained tokens"
+    whole, (expected,) = run("1 device")
+    split, (metrics,) = run(mesh, gradient_accumulation=microbatches)
+    assert metrics.weight == expected.weight
+    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics.grad_norm, expected.grad_norm, rtol=1e-6)
+    # after one update from zero, the first moment is a tenth of the clipped gradient
+    moments = (optax.tree_utils.tree_get(state.opt_state, "mu") for state in (split, whole))
+    assert_trees_close(*moments, atol=1e-7)
+
+
+def test_microbatches_are_spread_over_the_devices() -> None:
+    _, (metrics,) = run("2 slices x 2 of fsdp x 2 of tensor", gradient_accumulation=2)
+    np.testing.assert_allclose(metrics.loss, LOSS, rtol=1e-5)
+    np.testing.assert_allclose(metrics.grad_norm, GRAD_NORM, rtol=1e-5)
+
+
+def test_packed_rows_give_the_loss_and_gradients_of_one_conversation_a_row() -> None:
+    def mean(params: Any, columns: dict[str, np.ndarray]) -> jax.Array:
+        loss: Loss = batch_loss(params, {n: jnp.asarray(c) for n, c in columns.items()}, model=MODEL)
+        return loss.total / loss.weight
+
+    gradient = jax.jit(jax.value_and_grad(mean))
+    packed, packed_gradients = gradient(weights(), rows_of(PACKED))
+    alone, alone_gradients = gradient(weights(), rows_of([[index] for index in range(2 * ROWS)], length=12))
+    np.testing.assert_allclose(packed, alone, rtol=1e-6)
+    assert_trees_close(packed_gradients, alone_gradients, atol=1e-7)
+
+
+def test_every_leaf_of_the_state_is_declared_with_a_sharding_and_lies_there() -> None:
+    mesh = make_mesh(MeshConfig(tensor=2))
+    with jax.set_mesh(mesh):
+        steps = steps_on(mesh)
+        state = steps.init(jax.random.key(0))
+        for declared, leaf in zip(jax.tree.leaves(steps.abstract), jax.tree.leaves(state), strict=True):
+            assert (declared.shape, declared.dtype) == (leaf.shape, leaf.dtype)
+            assert leaf.sharding.is_equivalent_to(declared.sharding, leaf.ndim)
+    moments = optax.tree_utils.tree_get(steps.abstract.opt_state, "nu")
+    placed = jax.tree.map(lambda leaf: leaf.sharding, steps.abstract.params)
+    assert jax.tree.map(lambda leaf: leaf.sharding, moments) == placed
+    assert not state.params["layers"]["q"].sharding.is_fully_replicated
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+
+
+def test_initial_weights_do_not_depend_on_the_mesh() -> None:
+    mesh = make_mesh(MeshConfig(tensor=2))
+    with jax.set_mesh(mesh):
+        state = steps_on(mesh).init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, weights(), jax.device_get(state.params))
+
+
+def test_loss_falls_when_a_batch_is_seen_again_and_again() -> None:
+    _, seen = run("1 device", updates=8)
+    losses = [float(metrics.loss) for metrics in seen]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.8 * losses[0]

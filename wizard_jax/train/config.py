@@ -1,0 +1,54 @@
+"""What a training run is told."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from configs.errors import UserError
+from configs.loader import setting
+from wizard_jax.data.config import DataConfig, RowsPerStep, TrainedTokensPerStep
+from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.sharding import MeshConfig
+from wizard_jax.train.optimizer import AdamW
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomInit:
+    """Start from random weights; the same seed gives the same ones on any mesh."""
+
+    seed: int = setting(0, doc="of the initial weights")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FromCheckpoint:
+    """Start from weights that `wizard train` or `wizard import` has saved."""
+
+    path: str = setting(doc="folder of a run or of an imported model; its newest complete checkpoint is taken")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A fine-tuning run: what is trained, on what, and how."""
+
+    model: ModelConfig = setting(doc="the network")
+    init: RandomInit | FromCheckpoint = setting(doc="where the weights come from")
+    tokenizer: str = setting(doc="path of tokenizer.model")
+    data: DataConfig = setting(doc="what is trained on")
+    batch: RowsPerStep | TrainedTokensPerStep = setting(doc="how much of it a step sees")
+    gradient_accumulation: int = setting(1, doc="microbatches a step is split into, to save memory")
+    optimizer: AdamW = setting(doc="how gradients change weights")
+    steps: int = setting(doc="updates in the whole run; 0 saves the initial weights")
+    seed: int = setting(0, doc="of the order of the data")
+    mesh: MeshConfig = setting(MeshConfig(), operational=True, doc="how devices divide the work")
+    checkpoint_every: int = setting(500, operational=True, doc="steps between checkpoints; the last is always saved")
+    keep_checkpoints: int = setting(2, operational=True, doc="newest checkpoints to keep")
+    log_every: int = setting(10, operational=True, doc="steps between visits of the device; every step is logged")
+    pack_cache: str | None = setting(
+        None, operational=True, doc="folder of packed data that runs share; None: `packed` beside the run folder"
+    )
+
+    def __post_init__(self) -> None:
+        least = {"steps": 0, "gradient_accumulation": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {minimum}")

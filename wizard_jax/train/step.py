@@ -1,0 +1,171 @@
+"""One update of the weights: `jax.jit` with shardings, under `jax.set_mesh`.
+
+Shape legend: B rows of a step, L length, M microbatches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.decoder import abstract_params, hidden_states, init_params, logical_axes, unembedding
+from wizard_jax.model.sharding import batch_sharding, constrain, replicated, shardings
+from wizard_jax.train.loss import Loss, cross_entropy
+from wizard_jax.train.optimizer import AdamW, learning_rate, make_optimizer
+
+Columns = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. `step` counts the updates done."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one update: float32, but `tokens` (int32: all that are not padding)."""
+
+    loss_sum: jax.Array
+    weight: jax.Array
+    loss: jax.Array
+    grad_norm: jax.Array
+    learning_rate: jax.Array
+    tokens: jax.Array
+
+
+class Steps(NamedTuple):
+    """The compiled functions of a run, and the abstract state, each leaf with its sharding."""
+
+    abstract: TrainState
+    init: Callable[[jax.Array], TrainState]
+    start: Callable[[Any], TrainState]
+    train: Callable[[TrainState, Columns], tuple[TrainState, StepMetrics]]
+
+
+@functools.lru_cache(maxsize=4)  # runs of one process that differ in their data alone compile once
+def make_steps(
+    model: ModelConfig, *, optimizer: AdamW, total_steps: int, gradient_accumulation: int, mesh: Mesh
+) -> Steps:
+    """Everything of a run that depends on no data.
+
+    `init(key)` makes random weights, `start(params)` takes given ones; both are placed as `abstract` says.
+    `train(state, batch)` donates the state. `batch` has the [B, L] columns of a `Batch`, by name; its rows are
+    split over the mesh's `slice` and `fsdp`, which with the microbatches must divide B.
+    """
+    transform = make_optimizer(optimizer, total_steps=total_steps)
+    start = functools.partial(_start, transform=transform)
+    abstract = _abstract_state(model, transform=transform, start=start, mesh=mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def train(state: TrainState, batch: Columns) -> tuple[TrainState, StepMetrics]:
+        loss, gradients = _gradients(state.params, batch, model=model, microbatches=gradient_accumulation)
+        with jax.named_scope("optimizer"):
+            gradients = jax.tree.map(lambda g: g / loss.weight, gradients)
+            updates, opt_state = transform.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(
+            loss_sum=loss.total,
+            weight=loss.weight,
+            loss=loss.total / loss.weight,
+            grad_norm=optax.tree.norm(gradients),
+            learning_rate=learning_rate(state.step, config=optimizer, total_steps=total_steps),
+            tokens=(batch["segment_ids"] > 0).sum(dtype=jnp.int32),
+        )
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return Steps(
+        abstract=abstract,
+        init=jax.jit(lambda key: start(init_params(model, key=key)), out_shardings=placed),
+        start=jax.jit(start, in_shardings=(placed.params,), out_shardings=placed, donate_argnums=0),
+        train=jax.jit(
+            train,
+            in_shardings=(placed, batch_sharding(mesh)),
+            out_shardings=(placed, replicated(mesh)),
+            donate_argnums=0,
+        ),
+    )
+
+
+def _start(params: Any, *, transform: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params))
+
+
+def _abstract_state(
+    model: ModelConfig, *, transform: optax.GradientTransformation, start: Callable[[Any], TrainState], mesh: Mesh
+) -> TrainState:
+    """The shapes of a state; moments lie where their parameter lies, the rest is everywhere."""
+    params = abstract_params(model)
+    params_placed = shardings(logical_axes(model), mesh, shapes=params)
+    state = jax.eval_shape(start, params)
+    everywhere = replicated(mesh)
+
+    def place(leaf: Any, sharding: Any) -> Any:
+        return leaf.update(sharding=sharding)
+
+    opt_state = optax.tree_utils.tree_map_params(
+        transform,
+        place,
+        state.opt_state,
+        params_placed,
+        transform_non_params=lambda leaf: place(leaf, everywhere),
+    )
+    return TrainState(place(state.step, everywhere), jax.tree.map(place, params, params_placed), opt_state)
+
+
+def _gradients(params: Any, batch: Columns, *, model: ModelConfig, microbatches: int) -> tuple[Loss, Any]:
+    """The loss of a batch and the gradient of its SUM, added up over microbatches.
+
+    Microbatches differ in the tokens they train on, so means of means would be another loss: the caller divides
+    the sum once. Every M-th row goes into the same microbatch, so that rows stay on their devices.
+    """
+
+    def loss_sum(params: Any, part: Columns) -> tuple[jax.Array, jax.Array]:
+        loss = batch_loss(params, part, model=model)
+        return loss.total, loss.weight
+
+    gradient = jax.value_and_grad(loss_sum, has_aux=True)
+    if microbatches == 1:
+        (total, weight), gradients = gradient(params, batch)
+        return Loss(total, weight), gradients
+
+    def split(column_BxL: jax.Array) -> jax.Array:
+        return jnp.moveaxis(column_BxL.reshape(-1, microbatches, *column_BxL.shape[1:]), 1, 0)
+
+    def add(carry: tuple[Loss, Any], part: Columns) -> tuple[tuple[Loss, Any], None]:
+        part = {name: constrain(column, ("batch", None)) for name, column in part.items()}
+        (total, weight), gradients = gradient(params, part)
+        return jax.tree.map(jnp.add, carry, (Loss(total, weight), gradients)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    nothing = (Loss(zero, zero), jax.tree.map(jnp.zeros_like, params))
+    (loss, gradients), _ = jax.lax.scan(add, nothing, {name: split(column) for name, column in batch.items()})
+    return loss, gradients
+
+
+def batch_loss(params: Any, batch: Columns, *, model: ModelConfig) -> Loss:
+    """The weighted sum of cross-entropies of a packed batch, and the sum of its weights."""
+    hidden_BxLxD = hidden_states(
+        params,
+        tokens=batch["tokens"],
+        positions=batch["positions"],
+        segment_ids=batch["segment_ids"],
+        config=model,
+    )
+    with jax.named_scope("loss"):
+        # In the compute dtype before it is gathered, and gathered once, not in every block.
+        matrix_DxV = unembedding(params, config=model).astype(hidden_BxLxD.dtype)
+        return cross_entropy(
+            hidden_BxLxD,
+            unembedding_DxV=constrain(matrix_DxV, (None, "vocab")),
+            targets_BxL=batch["targets"],
+            weights_BxL=batch["loss_weights"],
+        )
