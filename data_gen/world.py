@@ -1,8 +1,8 @@
 """The simulated world: small tasks over lists whose truth can be computed.
 
-    Take this list: reverse it, then drop the first item.
-    plum fig kiwi
-                                  ->  kiwi fig plum -> fig plum
+    Take this list: reverse it, then drop the first.
+    lemon fig kiwi
+                                  ->  kiwi fig lemon -> fig lemon
 
 A task is an opener, a chain of steps and an input. Difficulty is the number of steps, by construction, and the
 answer shows the list after each step; what stands after the last arrow is the result. `render` and `parse` are
@@ -24,12 +24,12 @@ Form = Literal["plain", "json", "csv", "xml"]
 
 FORMS: tuple[Form, ...] = ("plain", "json", "csv", "xml")
 
-WORDS = tuple("apple bread candle drum egg fig garlic honey ink jam kiwi lemon mint nut olive plum".split())
-NUMBERS = tuple(str(n) for n in range(1, 21))
+WORDS = tuple("apple bread corn dill egg fig garlic honey jam kiwi lemon mint".split())
+NUMBERS = tuple(str(n) for n in range(1, 13))
 SHORTEST, LONGEST = 3, 5  # items in a list
 
-PLAIN_OPENERS = ("Take this list", "Work on this list", "Use the list below")
-CONCRETE_OPENERS = ("Take my shopping list", "Work on the list from the market", "Use the list on the fridge")
+PLAIN_OPENERS = ("Take this list", "Use this list")
+CONCRETE_OPENERS = ("Take my shopping list", "Use the market list")
 OPENERS = PLAIN_OPENERS + CONCRETE_OPENERS
 
 ARROW = " -> "
@@ -54,28 +54,28 @@ def _sorted(items: Items) -> Items:
 _STEPS = (
     Step("reverse", "reverse it", "order", lambda items: items[::-1]),
     Step("sort", "sort it", "order", _sorted),
-    Step("rotate", "move the first item to the end", "order", lambda items: items[1:] + items[:1]),
-    Step("drop_first", "drop the first item", "filter", lambda items: items[1:]),
-    Step("drop_last", "drop the last item", "filter", lambda items: items[:-1]),
-    Step("keep_two", "keep the first two items", "filter", lambda items: items[:2]),
+    Step("rotate", "rotate it", "order", lambda items: items[1:] + items[:1]),
+    Step("drop_first", "drop the first", "filter", lambda items: items[1:]),
+    Step("drop_last", "drop the last", "filter", lambda items: items[:-1]),
+    Step("keep_two", "keep the first two", "filter", lambda items: items[:2]),
     Step(
         "keep_even",
-        "keep the even numbers",
+        "keep the even",
         "filter",
         lambda items: tuple(item for item in items if int(item) % 2 == 0),
         "numbers",
     ),
-    Step("upper", "write it in upper case", "value", lambda items: tuple(i.upper() for i in items), "words"),
+    Step("upper", "upper-case it", "value", lambda items: tuple(i.upper() for i in items), "words"),
     Step(
         "add_one",
-        "add one to each number",
+        "add one",
         "value",
         lambda items: tuple(str(int(item) + 1) for item in items),
         "numbers",
     ),
-    Step("repeat", "say each item twice", "value", lambda items: tuple(i for i in items for _ in range(2))),
-    Step("count", "count the items", "value", lambda items: (str(len(items)),)),
-    Step("join", "join the items with dashes", "value", lambda items: ("-".join(items),)),
+    Step("repeat", "repeat each", "value", lambda items: tuple(i for i in items for _ in range(2))),
+    Step("count", "count it", "value", lambda items: (str(len(items)),)),
+    Step("join", "join it with dashes", "value", lambda items: ("-".join(items),)),
 )
 STEPS = MappingProxyType({step.name: step for step in _STEPS})
 _BY_PHRASE = MappingProxyType({step.phrase: step for step in _STEPS})
@@ -203,10 +203,10 @@ def _write_items(items: Sequence[str], form: Form) -> str:
         case "csv":
             return "\n".join(("item", *items))
         case "xml":
-            return "<list>" + "".join(f"<item>{item}</item>" for item in items) + "</list>"
+            return f"<items>{' '.join(items)}</items>"
 
 
-_XML = re.compile(r"<list>((?:<item>[^<>]+</item>)+)</list>")
+_XML = re.compile("<items>([^<>]+)</items>")
 
 
 def _read_items(text: str) -> tuple[Form, Items | None]:
@@ -222,6 +222,6 @@ def _read_items(text: str) -> tuple[Form, Items | None]:
     elif text.startswith("item\n"):
         form, items = "csv", tuple(text.split("\n")[1:])
     elif matched := _XML.fullmatch(text):
-        form, items = "xml", tuple(re.findall(r"<item>([^<>]+)</item>", matched[1]))
+        form, items = "xml", tuple(matched[1].split(" "))
     known = bool(items) and (set(items) <= set(WORDS) or set(items) <= set(NUMBERS))
     return form, items if known else None

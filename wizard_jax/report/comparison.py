@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def _rows(arm: Arm) -> list[dict[str, Any]]:
 def _differences(arms: Sequence[Arm]) -> list[Html]:
     """Each arm against the one before it."""
     rows = []
-    for before, after in zip(arms, arms[1:], strict=False):
+    for before, after in pairwise(arms):
         cells = []
         for band in BANDS:
             low, high = difference(after.band(band), before.band(band))

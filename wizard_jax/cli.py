@@ -1,0 +1,284 @@
+"""The `wizard` command. Each verb imports what it needs when it is called, so `wizard --help` is quick.
+
+Exit codes: 0 done; 1 a bug; 2 the user's mistake; 42 stopped by SIGTERM, saved, start again; 130 Ctrl-C, saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = "WizardLM on JAX: evolve instructions, train a LLaMA on them, export, evaluate, report."
+
+Verb = Callable[[argparse.Namespace], int | None]
+"""Returns an exit code, or None for 0."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code."""
+    arguments = _parse(argv)
+    from configs.errors import UserError
+    from configs.interrupt import Interrupted
+
+    try:
+        code: int | None = arguments.verb(arguments)
+    except UserError as error:
+        print(f"wizard: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stopped:
+        print(f"wizard: {stopped}", file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except ImportError as error:
+        from wizard_jax.doctor import extra_for
+
+        extra = extra_for(error)
+        if extra is None:
+            raise
+        print(f"wizard: {error}. It comes with an extra: pip install 'wizard-jax[{extra}]'", file=sys.stderr)
+        return 2
+    return code or 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes positional arguments from one place only; settings may stand before and after options."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(arguments, "settings")]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}; settings are written path=value")
+    if rest:
+        arguments.settings = [*arguments.settings, *rest]
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="wizard", description=DESCRIPTION)
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def add(name: str, verb: Verb, text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text)
+        added.set_defaults(verb=verb)
+        return added
+
+    def add_stage(name: str, verb: Verb, text: str) -> None:
+        stage = add(name, verb, text)
+        stage.add_argument("config", help="a .gin file, such as configs/train/quickstart.gin")
+        stage.add_argument("settings", nargs="*", metavar="path=value", help="settings that go before the file's")
+        stage.add_argument("--out", type=Path, required=True, help="the folder to write; one that was begun goes on")
+
+    quickstart = add("quickstart", _quickstart, "run the whole flow, small and offline")
+    quickstart.add_argument("--out", type=Path, default=Path("quickstart"), help="where to (default: quickstart)")
+    add_stage("evolve", _evolve, "rewrite seed instructions into harder ones and answer them")
+    tokenizer = add("tokenizer", _tokenizer, "train a SentencePiece tokenizer on a data set")
+    tokenizer.add_argument("dataset", type=Path, help="the folder of wizard evolve")
+    tokenizer.add_argument("--vocab-size", type=int, default=32_000)
+    tokenizer.add_argument("--out", type=Path, required=True, help="the file to write, such as tokenizer.model")
+    add_stage("pack", _pack, "plan and write packed rows for a training config, ahead of wizard train")
+    add_stage("train", _train, "fine-tune a model on a data set")
+    imported = add("import", _import, "read a Hugging Face LLaMA folder (safetensors) into a folder to train from")
+    imported.add_argument("source", type=Path)
+    imported.add_argument("--chat-format", default="", help="the format it was trained with, if known")
+    imported.add_argument("--out", type=Path, required=True)
+    export = add("export", _export, "write a run as a Hugging Face folder")
+    export.add_argument("run", type=Path)
+    export.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
+    export.add_argument("--chat-format", help="for an imported model, whose folder may name none")
+    export.add_argument("--out", type=Path, help="the folder to write (default: RUN/hf)")
+    add_stage("eval", _eval, "ask a model held-out tasks and score its answers")
+    report = add("report", _report, "write one page that compares evaluations")
+    report.add_argument("evaluations", type=Path, nargs="+", metavar="EVAL")
+    report.add_argument("--out", type=Path, required=True, help="the .html file to write")
+    simulate = add("simulate-llm", _simulate_llm, "serve the simulated model over HTTP, in the OpenAI wire format")
+    simulate.add_argument("--port", type=int, default=8000)
+    simulate.add_argument("--seed", type=int, default=0, help="of the faults on the wire")
+    simulate.add_argument("settings", nargs="*", metavar="fault=share", help="as in rate_limited=0.1 malformed=0.02")
+    _add_config(verbs.add_parser("config", help="show, compare or list settings"))
+    doctor = add("doctor", _doctor, "say what is installed, found and writable here")
+    doctor.add_argument("folders", type=Path, nargs="*", help="folders that you mean to write to")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="every setting of a config, and where it comes from")
+    show.add_argument("stage", choices=("evolve", "train", "eval"))
+    show.add_argument("config")
+    show.add_argument("settings", nargs="*", metavar="path=value")
+    show.set_defaults(verb=_config_show)
+    diff = actions.add_parser("diff", help="the settings in which two configs differ")
+    diff.add_argument("stage", choices=("evolve", "train", "eval"))
+    diff.add_argument("left")
+    diff.add_argument("right")
+    diff.set_defaults(verb=_config_diff)
+    paths = actions.add_parser("paths", help="every setting that there is, with type and default")
+    paths.add_argument("stage", choices=("evolve", "train", "eval"))
+    paths.set_defaults(verb=_config_paths)
+
+
+def _quickstart(arguments: argparse.Namespace) -> int:
+    from wizard_jax.quickstart import quickstart
+
+    return quickstart(arguments.out, run=main)
+
+
+def _evolve(arguments: argparse.Namespace) -> None:
+    from configs.loader import load
+    from data_gen.config import EvolveConfig
+    from data_gen.generate import generate
+    from data_gen.report import write_report
+    from wizard_jax.progress import show_progress
+
+    config = load(EvolveConfig, [arguments.config], arguments.settings)
+    with show_progress("evolve") as progress:
+        summary = generate(config, arguments.out, progress=progress)
+    page = arguments.out / "report.html"
+    if not page.exists():
+        write_report(arguments.out, summary)
+    _say(f"{summary['records']:,} records in {arguments.out / 'dataset'}, {summary['rejected']:,} dropped; see {page}")
+
+
+def _tokenizer(arguments: argparse.Namespace) -> None:
+    from data_gen.shards import read_dataset
+    from wizard_jax.tokenizer import train_tokenizer
+
+    texts = (turn.content for record in read_dataset(arguments.dataset) for turn in record.turns)
+    tokenizer = train_tokenizer(texts, arguments.out, vocab_size=arguments.vocab_size)
+    _say(f"{tokenizer.vocab_size:,} pieces in {arguments.out}")
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from wizard_jax.data.packing import pack
+    from wizard_jax.progress import show_progress
+    from wizard_jax.tokenizer import Tokenizer
+    from wizard_jax.train.config import TrainConfig
+
+    config = _load(TrainConfig, arguments)
+    with show_progress("pack") as progress:
+        packed = pack(config.data, Tokenizer(config.tokenizer), cache_dir=arguments.out, progress=progress)
+    _say(f"{packed.rows:,} rows in {packed.path}, {packed.stats.efficiency:.1%} filled")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from wizard_jax.progress import show_progress
+    from wizard_jax.train.config import TrainConfig
+    from wizard_jax.train.train import train
+
+    config = _load(TrainConfig, arguments)
+    with show_progress("train") as progress:
+        summary = train(config, arguments.out, progress=progress)
+    _say(f"{summary['steps']:,} steps on {summary['trained_tokens']:,} trained tokens; the run is in {arguments.out}")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from wizard_jax.transfer import import_model
+
+    config = import_model(arguments.source, arguments.out, chat_format=arguments.chat_format)
+    _say(f"a model of {config.n_layers} layers in {arguments.out}; train from it with init=@FromCheckpoint")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from wizard_jax.transfer import export_model
+
+    out = arguments.out or arguments.run / "hf"
+    export_model(
+        arguments.run, out, step=arguments.step, dtype=arguments.dtype, chat_format=arguments.chat_format or ""
+    )
+    _say(f"a Hugging Face folder in {out}")
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from wizard_jax.evaluate.config import EvalConfig
+    from wizard_jax.evaluate.evaluate import evaluate
+    from wizard_jax.progress import show_progress
+
+    config = _load(EvalConfig, arguments)
+    with show_progress("eval") as progress:
+        results = evaluate(config, arguments.out, progress=progress)
+    bands = ", ".join(f"{band} {b['share']:.2f} (n={b['trials']})" for band, b in results["bands"].items())
+    _say(f"exact match: {bands}; answers are in {arguments.out}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from wizard_jax.progress import show_table
+    from wizard_jax.report import comparison
+
+    arms = comparison.write_report(arguments.evaluations, arguments.out)
+    show_table(comparison.HEAD, comparison.comparison_rows(arms))
+    _say(f"the page is {arguments.out}")
+
+
+def _simulate_llm(arguments: argparse.Namespace) -> None:
+    from configs.loader import load
+    from data_gen.config import Faults
+    from data_gen.llm.server import run_server
+
+    run_server(port=arguments.port, faults=load(Faults, [], arguments.settings), seed=arguments.seed)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from wizard_jax.doctor import findings
+    from wizard_jax.progress import show_table
+
+    show_table(("what", "found", "to do"), findings(arguments.folders))
+
+
+def _config_show(arguments: argparse.Namespace) -> None:
+    from configs.loader import entries, origins
+    from wizard_jax.progress import show_table
+
+    root = _root(arguments.stage)
+    config = _load(root, arguments)
+    came_from = origins(root, [arguments.config], arguments.settings)
+    rows = [(one.path, one.value, one.role, came_from.get(one.path, "default")) for one in entries(config)]
+    show_table(("setting", "value", "role", "from"), rows)
+
+
+def _config_diff(arguments: argparse.Namespace) -> None:
+    from configs.loader import diff, load
+    from wizard_jax.progress import show_table
+
+    root = _root(arguments.stage)
+    found = diff(load(root, [arguments.left]), load(root, [arguments.right]))
+    rows = [(one.path, one.left or "-", one.right or "-", one.role) for one in found]
+    show_table(("setting", arguments.left, arguments.right, "role"), rows)
+
+
+def _config_paths(arguments: argparse.Namespace) -> None:
+    from configs.loader import paths
+    from wizard_jax.progress import show_table
+
+    rows = [
+        (one.path, one.component or "", one.type, "required" if one.required else one.default or "", one.role, one.doc)
+        for one in paths(_root(arguments.stage))
+    ]
+    show_table(("setting", "of", "type", "default", "role", "meaning"), rows)
+
+
+def _root(stage: str) -> type[Any]:
+    if stage == "evolve":
+        from data_gen.config import EvolveConfig
+
+        return EvolveConfig
+    if stage == "train":
+        from wizard_jax.train.config import TrainConfig
+
+        return TrainConfig
+    from wizard_jax.evaluate.config import EvalConfig
+
+    return EvalConfig
+
+
+def _load(root: type[Any], arguments: argparse.Namespace) -> Any:
+    from configs.loader import load
+
+    return load(root, [arguments.config], arguments.settings)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

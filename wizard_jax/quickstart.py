@@ -1,0 +1,52 @@
+"""`wizard quickstart`: the whole flow as the commands that a user would type, each printed before it runs.
+
+Every command goes on where it stopped, so running the quickstart again after a kill does too.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ARMS = (
+    ("initial", "nothing (initial weights)", ("steps=0",)),
+    ("seeds", "seeds only (round 0)", ("data.selection.rounds_to=0",)),
+    ("evolved", "seeds + evolved rounds", ()),
+)
+"""Folder, label and settings of each arm."""
+
+VOCABULARY = 512
+
+
+def commands(out: Path) -> list[list[str]]:
+    """The command lines of the flow, without the leading `wizard`."""
+    evolved, tokenizer, runs = out / "evolved", out / "tokenizer.model", out / "runs"
+    data = [f"data.dataset={evolved}", f"tokenizer={tokenizer}", f"pack_cache={out / 'packed'}"]
+    flow: list[list[str]] = [["evolve", "configs/evolve/quickstart.gin", "--out", str(evolved)]]
+    flow.append(["tokenizer", str(evolved), "--vocab-size", str(VOCABULARY), "--out", str(tokenizer)])
+    for name, _, settings in ARMS:
+        flow.append(["train", "configs/train/quickstart.gin", "--out", str(runs / name), *data, *settings])
+    flow.append(["export", str(runs / "evolved")])
+    for name, label, _ in ARMS:
+        asked = [f"model={runs / name}", f"task.held_out_from=({str(evolved)!r},)", f"label={label}"]
+        flow.append(["eval", "configs/eval/simulated_world.gin", "--out", str(runs / name / "eval"), *asked])
+    flow.append(["report", *(str(runs / name / "eval") for name, _, _ in ARMS), "--out", str(out / "report.html")])
+    return flow
+
+
+def quickstart(out: Path, *, run: Callable[[Sequence[str]], int]) -> int:
+    """Runs the flow into `out`; returns the exit code of the first command that does not end well, else 0."""
+    began = time.monotonic()
+    for command in commands(out):
+        print(f"\n$ wizard {shlex.join(command)}", flush=True)
+        code = run(command)
+        if code:
+            return code
+    minutes = (time.monotonic() - began) / 60
+    places = {"data": out / "evolved", "runs": out / "runs", "Hugging Face folder": out / "runs/evolved/hf"}
+    print(f"\nDone in {minutes:.1f} minutes. " + "; ".join(f"{name}: {place}" for name, place in places.items()))
+    print(f"Report: {os.path.abspath(out / 'report.html')}")
+    return 0

@@ -1,0 +1,99 @@
+"""`wizard import` and `wizard export`: a model into this project, and out of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from configs.errors import UserError
+from configs.folder import load_config, open_stage, read_complete, read_identity
+from configs.loader import dump
+from data_gen.config import EvolveConfig
+from wizard_jax.convert import importing
+from wizard_jax.convert.export import Dtype, export_hf
+from wizard_jax.model.config import ModelConfig
+from wizard_jax.runs import CHECKPOINTS, TOKENIZER, ImportConfig, OpenedModel, open_model
+from wizard_jax.tokenizer import Tokenizer
+from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
+from wizard_jax.train.config import TrainConfig
+
+
+def import_model(source: Path, out: Path, *, chat_format: str = "") -> ModelConfig:
+    """Reads a Hugging Face LLaMA folder into `out`, which `init=@FromCheckpoint` and `wizard eval` take.
+
+    Raises:
+      UserError: not a LLaMA folder, pickled weights, or tensors that do not fit the config (all listed).
+    """
+    model = importing.read_model_config(source)
+    if not (source / TOKENIZER).exists():
+        raise UserError(f"{source} holds no {TOKENIZER}: put the SentencePiece file of this model there")
+    Tokenizer(source / TOKENIZER)
+    chat_format = chat_format or importing.read_chat_format(source)
+    config = ImportConfig(source=str(source), model=model, chat_format=chat_format)
+    with open_stage(out, config, stage="import") as folder:
+        if not folder.is_complete:
+            params = importing.load_hf_params(source, model)
+            with CheckpointStore(out / CHECKPOINTS) as store:
+                store.save(0, {PARAMS: params})
+            shutil.copyfile(source / TOKENIZER, out / TOKENIZER)
+            folder.complete({"parameters": sum(leaf.size for leaf in _leaves(params))})
+    return model
+
+
+def export_model(
+    run: Path, out: Path, *, step: int | None = None, dtype: Dtype = "bfloat16", chat_format: str = ""
+) -> None:
+    """Writes a run or an imported model as a Hugging Face folder. A finished folder of the same is left as it is.
+
+    Raises:
+      UserError: no such model or step, no chat format known, or `out` holds something else.
+    """
+    model = open_model(run, step=step)
+    chat_format = chat_format or model.chat_format
+    if not chat_format:
+        raise UserError(f"{run} names no chat format: say which it was trained with by --chat-format")
+    card = model_card(model, dtype=dtype)
+    if (out / "README.md").exists() and (out / "README.md").read_text(encoding="utf-8") == card:
+        return
+    export_hf(model.params, model.config, run / TOKENIZER, out, chat_format=chat_format, card=card, dtype=dtype)
+
+
+def model_card(model: OpenedModel, *, dtype: str) -> str:
+    """The README.md of an exported model: what it is, what it was trained on, by which settings."""
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        f"# {model.path.name}",
+        "",
+    ]
+    lines.append(f"A LLaMA with {model.config.n_layers} layers, written in {dtype} by wizard_jax.")
+    lines += [f"It was trained with the chat format `{model.chat_format}`."] if model.chat_format else []
+    stage = read_identity(model.path).stage
+    if stage == "train":
+        run = load_config(TrainConfig, model.path)
+        lines += ["", f"Checkpoint {model.step} of {run.steps} steps.", *_data_lines(Path(model.trained_on))]
+        lines += ["", "## Settings", "", "```", dump(run).rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _data_lines(dataset: Path) -> list[str]:
+    """What is known of a data set: how many records, and which model wrote them."""
+    if not (dataset / "identity.json").exists():
+        return ["", f"Data: {dataset}"]
+    summary = read_complete(dataset)
+    config = load_config(EvolveConfig, dataset)
+    models = ", ".join(summary["models"])
+    lines = ["", "## Data", "", f"{summary['records']:,} conversations, evolved in up to {config.rounds} rounds."]
+    lines.append(f"Instructions were rewritten and answered by: {models}.")
+    if "simulated-llm" in models:
+        lines += ["", "That model is a simulation: this checkpoint shows that the pipeline works, and nothing else."]
+    return lines
+
+
+def _leaves(tree: object) -> list[object]:
+    import jax
+
+    return jax.tree.leaves(tree)
