@@ -227,7 +227,7 @@ class _Run:
             for lineage in self._saved(journal):
                 tally.add(lineage)
                 for rejected in lineage.rejected:
-                    lines.write(json.dumps(asdict(rejected), ensure_ascii=False) + "\n")
+                    lines.write(json.dumps(vars(rejected), ensure_ascii=False) + "\n")
         if not tally.records:
             worst = ", ".join(f"{rule} {count}" for rule, count in tally.rules.most_common(3))
             raise GenerateError(f"not one record survived ({worst}): {out / REJECTED} says why, candidate by candidate")
@@ -326,7 +326,7 @@ def _seed_id(seed: Record) -> str:
 
 
 def _to_json(lineage: Lineage) -> str:
-    return json.dumps(asdict(lineage), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(lineage, default=vars, ensure_ascii=False, separators=(",", ":"))
 
 
 def _from_json(payload: str) -> Lineage:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length", "filtered", "unreadable"]
@@ -45,7 +45,7 @@ class ChatRequest:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical request with its key: what the journal files a reply under."""
-        canonical = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        canonical = json.dumps(self, default=vars, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
