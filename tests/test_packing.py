@@ -159,10 +159,20 @@ def test_every_conversation_is_packed_as_it_is_encoded(
 
 def test_packed_rows_are_found_again(dataset: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path) -> None:
     seen: list[str] = []
-    first = pack(config(dataset), tokenizer, cache_dir=tmp_path, progress=lambda what, *_: seen.append(what))
+    first = pack(
+        config(dataset),
+        tokenizer,
+        cache_dir=tmp_path,
+        progress=lambda _done, _total, facts: seen.append(facts["doing"]),
+    )
     assert set(seen) == {"tokenize", "write rows"}
     seen.clear()
-    again = pack(config(dataset), tokenizer, cache_dir=tmp_path, progress=lambda what, *_: seen.append(what))
+    again = pack(
+        config(dataset),
+        tokenizer,
+        cache_dir=tmp_path,
+        progress=lambda _done, _total, facts: seen.append(facts["doing"]),
+    )
     assert again == first
     assert not seen
 
@@ -218,7 +228,7 @@ def _pack_and_report(path: str, model: str, cache: str, queue: "multiprocessing.
         config(pathlib.Path(path)),
         Tokenizer(model),
         cache_dir=pathlib.Path(cache),
-        progress=lambda what, *_: seen.append(what),
+        progress=lambda _done, _total, facts: seen.append(facts["doing"]),
     )
     queue.put((made.sha256, bool(seen)))
 
@@ -243,14 +253,10 @@ def test_of_several_processes_one_packs_and_the_others_wait(
 # --- selection
 
 
-def counts(packed: PackedFolder) -> int:
-    return packed.stats.conversations
-
-
 def test_rounds_and_operations_select(dataset: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path) -> None:
     def chosen(**selection: object) -> int:
         selected = config(dataset, selection=Selection(**selection))  # type: ignore[arg-type]
-        return counts(pack(selected, tokenizer, cache_dir=tmp_path))
+        return pack(selected, tokenizer, cache_dir=tmp_path).stats.conversations
 
     assert chosen(rounds_to=0) == 25
     assert chosen(rounds_from=1) == 75
@@ -361,17 +367,8 @@ def test_a_damaged_data_set_is_not_packed(tokenizer: Tokenizer, tmp_path: pathli
 
 
 def stats(rows: int, trained: int) -> PackStats:
-    return PackStats(
-        seq_len=8,
-        rows=rows,
-        conversations=rows,
-        tokens=2 * trained,
-        trained_tokens=trained,
-        candidates=rows,
-        truncated=0,
-        dropped=0,
-        untrained=0,
-    )
+    whole = {"seq_len": 8, "rows": rows, "conversations": rows, "tokens": trained, "trained_tokens": trained}
+    return PackStats(**whole, candidates=rows, truncated=0, dropped=0, untrained=0)
 
 
 def test_arms_with_other_data_train_on_as_many_tokens_a_step() -> None:

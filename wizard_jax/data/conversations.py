@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,9 @@ from wizard_jax import chat
 from wizard_jax.data.config import DataConfig, DataError, Selection
 from wizard_jax.data.order import seeded_order
 from wizard_jax.tokenizer import Tokenizer
+
+Progress = Callable[[int, int, Mapping[str, int | str | float]], None]
+"""Called with how much is done, how much there is, and facts to show beside it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class _Tally:
 
 
 def encode_selected(
-    config: DataConfig, tokenizer: Tokenizer, *, spool: pathlib.Path, progress: Callable[[str, int, int], None]
+    config: DataConfig, tokenizer: Tokenizer, *, spool: pathlib.Path, progress: Progress
 ) -> Conversations:
     """Encode what `config.selection` keeps of the data set; memory holds no tokens.
 
@@ -95,9 +98,7 @@ def encode_selected(
     )
 
 
-def _encode_all(
-    config: DataConfig, tokenizer: Tokenizer, *, spool: pathlib.Path, progress: Callable[[str, int, int], None]
-) -> _Tally:
+def _encode_all(config: DataConfig, tokenizer: Tokenizer, *, spool: pathlib.Path, progress: Progress) -> _Tally:
     chat_format = chat.get_format(config.chat_format)
     tally = _Tally()
     with spool.open("wb") as stream:
@@ -125,7 +126,7 @@ def _encode_all(
     return tally
 
 
-def _selected(config: DataConfig, *, progress: Callable[[str, int, int], None]) -> Iterator[Record]:
+def _selected(config: DataConfig, *, progress: Progress) -> Iterator[Record]:
     """The records of the selected rounds and operations, in the order of the data set."""
     selection, path = config.selection, pathlib.Path(config.dataset)
     total = shards.read_manifest(path).records
@@ -139,7 +140,7 @@ def _selected(config: DataConfig, *, progress: Callable[[str, int, int], None]) 
             kept += 1
             yield record
         if number % 1000 == 0 or number == total:
-            progress("tokenize", number, total)
+            progress(number, total, {"doing": "tokenize"})
     unknown = sorted(set(selection.operations) - operations)
     if unknown:
         raise DataError(

@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,16 +22,13 @@ import numpy as np
 from data_gen import shards
 from wizard_jax import chat
 from wizard_jax.data.config import DataConfig, DataError, RowsPerStep, TrainedTokensPerStep
-from wizard_jax.data.conversations import Conversations, encode_selected
+from wizard_jax.data.conversations import Conversations, Progress, encode_selected
 from wizard_jax.data.order import seeded_order
 from wizard_jax.tokenizer import Tokenizer
 
 ROWS = "rows.arrayrecord"
 MANIFEST = "manifest.json"
 _VERSION = 1
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +186,8 @@ class Row(NamedTuple):
         return cls(tokens=(body >> 1).astype(np.int32), trained=(body & 1).astype(np.bool_), lengths=lengths)
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    del what, done, total
+def _silent(done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
+    del done, total, facts
 
 
 def pack(
@@ -291,7 +288,7 @@ def _write_rows(file: pathlib.Path, *, plan: Plan, conversations: Conversations,
             ).to_bytes()
         )
         if index % 1000 == 999 or index == plan.rows - 1:
-            progress("write rows", index + 1, plan.rows)
+            progress(index + 1, plan.rows, {"doing": "write rows"})
     writer.close()
 
 
