@@ -110,7 +110,7 @@ class SimulatedServer:
         self.full_replies = 0
         self._faults = config.faults
         self._model = SimulatedChatModel(config)
-        self._port = port
+        self.port = port
         self._seed = seed
         self._latency = latency_seconds
         self._bucket = _Bucket(requests_per_second, clock) if requests_per_second else None
@@ -119,16 +119,16 @@ class SimulatedServer:
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"http://127.0.0.1:{self.port}/v1"
 
     async def __aenter__(self) -> Self:
         try:
             self._server = await asyncio.start_server(
-                self._connected, "127.0.0.1", self._port, limit=_MOST_HEAD_BYTES, backlog=1024
+                self._connected, "127.0.0.1", self.port, limit=_MOST_HEAD_BYTES, backlog=1024
             )
         except (OSError, OverflowError) as error:
-            raise UserError(f"port {self._port} of 127.0.0.1: {error}; choose another with --port") from error
-        self._port = self._server.sockets[0].getsockname()[1]
+            raise UserError(f"port {self.port} of 127.0.0.1: {error}; choose another with --port") from error
+        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(

@@ -1,0 +1,391 @@
+"""What was paid for is on disk before it is used, and is not asked for again: killed, cut short or told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_gen.config import Simulated
+from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
+from data_gen.llm.journal import Journal
+from data_gen.llm.server import SimulatedServer
+
+CHILD: dict[str, Any] = {
+    "stdout": subprocess.PIPE,
+    "text": True,
+    "env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+}
+
+
+def command(job: str, path: Path, *numbers: int) -> list[str]:
+    client = Path(__file__).with_name("journal_client.py")
+    return [sys.executable, str(client), job, str(path), *map(str, numbers)]
+
+
+def asking(number: int = 0, *, text: str = "why?") -> ChatRequest:
+    return ChatRequest(
+        key=RequestKey(f"seed-{number}", 1, "answer"),
+        model="m",
+        messages=(Message("user", text),),
+        temperature=1.0,
+        top_p=0.9,
+        max_tokens=64,
+        seed=number,
+    )
+
+
+@dataclass
+class Teller:
+    """Answers with how often it was asked, after failing as it is told."""
+
+    failures: list[Exception] = field(default_factory=list)
+    asked: list[ChatRequest] = field(default_factory=list)
+    text: str = ""
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        self.asked.append(request)
+        text = self.text or f"answer {len(self.asked)}"
+        if self.failures:
+            raise self.failures.pop(0)
+        return ChatReply(text=text, finish_reason="stop", model="teller-1", input_tokens=3, output_tokens=5)
+
+
+@dataclass
+class SlowTeller(Teller):
+    """Answers when it is allowed to."""
+
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+    until: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        reply = await super().complete(request)
+        self.began.set()
+        await self.until.wait()
+        return reply
+
+
+def copied(path: Path) -> Path:
+    """What another process would find if this one were killed now: the file and its write-ahead log."""
+    copy = path.with_name("copy.sqlite")
+    for suffix in ("", "-wal"):
+        Path(f"{copy}{suffix}").write_bytes(Path(f"{path}{suffix}").read_bytes())
+    return copy
+
+
+def rows(path: Path, select: str) -> list[tuple[object, ...]]:
+    db = sqlite3.connect(path)
+    try:
+        return db.execute(select).fetchall()
+    finally:
+        db.close()
+
+
+def test_a_reply_is_on_disk_before_the_caller_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+
+    async def run() -> list[ChatReply]:
+        async with Journal.open(path) as journal:
+            await journal.wrap(Teller()).complete(asking())
+            copy = copied(path)
+        teller = Teller()
+        async with Journal.open(copy) as journal:
+            replies = [await journal.wrap(teller).complete(asking())]
+            assert (journal.asked, journal.cached, journal.possibly_paid_twice) == (0, 1, 0)
+        assert teller.asked == []
+        return replies
+
+    (reply,) = asyncio.run(run())
+    assert reply == ChatReply(text="answer 1", finish_reason="stop", model="teller-1", input_tokens=3, output_tokens=5)
+
+
+def test_the_mark_is_on_disk_before_the_request_is_passed_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+
+    class Spy(Teller):
+        async def complete(self, request: ChatRequest) -> ChatReply:
+            copied(path)
+            return await super().complete(request)
+
+    async def run() -> tuple[int, int]:
+        async with Journal.open(path) as journal:
+            await journal.wrap(Spy()).complete(asking())
+        async with Journal.open(tmp_path / "copy.sqlite") as journal:
+            first = journal.possibly_paid_twice
+        async with Journal.open(tmp_path / "copy.sqlite") as journal:
+            return first, journal.possibly_paid_twice
+
+    assert asyncio.run(run()) == (1, 1)  # counted once, and remembered
+
+
+def test_equal_requests_at_once_share_one_send(tmp_path: Path) -> None:
+    async def run() -> None:
+        teller = SlowTeller()
+        async with Journal.open(tmp_path / "j") as journal:
+            model = journal.wrap(teller)
+            callers = [asyncio.create_task(model.complete(asking(i % 2))) for i in range(40)]
+            await asyncio.sleep(0.05)
+            teller.until.set()
+            replies = await asyncio.gather(*callers)
+            assert len(teller.asked) == 2
+            assert len({reply.text for reply in replies}) == 2
+            assert (journal.asked, journal.cached) == (2, 38)
+            assert (journal.input_tokens, journal.output_tokens) == (6, 10)
+
+    asyncio.run(run())
+
+
+def test_another_attempt_is_another_request(tmp_path: Path) -> None:
+    async def run() -> None:
+        teller = Teller()
+        async with Journal.open(tmp_path / "j") as journal:
+            model = journal.wrap(teller)
+            first = asking()
+            again = ChatRequest(
+                **{**vars(first), "key": RequestKey(first.key.lineage, first.key.round, first.key.purpose, 1)}
+            )
+            assert (await model.complete(first)).text == "answer 1"
+            assert (await model.complete(again)).text == "answer 2"
+            assert (await model.complete(first)).text == "answer 1"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("failure", "asked_again", "possibly_paid_twice"),
+    [
+        (NotSent("busy"), True, 0),
+        (Ambiguous("lost"), True, 1),
+        (Permanent("this prompt is not allowed", scope="request"), False, 0),
+        (Permanent("bad key", scope="run"), True, 0),
+    ],
+    ids=["not sent", "ambiguous", "refused request", "refused run"],
+)
+def test_what_is_remembered_of_a_failure(
+    tmp_path: Path, failure: Exception, asked_again: bool, possibly_paid_twice: int
+) -> None:
+    async def run() -> None:
+        async with Journal.open(tmp_path / "j") as journal:
+            with pytest.raises(type(failure), match=str(failure)):
+                await journal.wrap(Teller([failure])).complete(asking())
+            assert journal.possibly_paid_twice == possibly_paid_twice
+        async with Journal.open(tmp_path / "j") as journal:
+            assert journal.possibly_paid_twice == possibly_paid_twice
+            teller = Teller()
+            if asked_again:
+                assert (await journal.wrap(teller).complete(asking())).text == "answer 1"
+            else:
+                with pytest.raises(Permanent, match=str(failure)) as raised:
+                    await journal.wrap(teller).complete(asking())
+                assert raised.value.scope == "request"
+                assert teller.asked == []
+
+    asyncio.run(run())
+
+
+def test_any_text_comes_back_as_it_was(tmp_path: Path) -> None:
+    strange = "NUL \0, half a pair \ud83d, both 😀, RTL \u202e, \r\n, '; DROP TABLE outcomes; --"
+
+    async def run() -> None:
+        async with Journal.open(tmp_path / "j") as journal:
+            await journal.wrap(Teller(text=strange)).complete(asking(text=strange))
+            await journal.save_lineage(7, strange, strange)
+        async with Journal.open(tmp_path / "j") as journal:
+            reply = await journal.wrap(Teller()).complete(asking(text=strange))
+            assert reply.text == strange
+            assert list(journal.lineages()) == [(7, strange, strange)]
+
+    asyncio.run(run())
+
+
+def test_lineages_come_back_by_index_whatever_the_order_they_were_saved_in(tmp_path: Path) -> None:
+    indices = list(range(1000))
+    random.Random(1).shuffle(indices)
+
+    async def run() -> None:
+        async with Journal.open(tmp_path / "j") as journal:
+            await asyncio.gather(*(journal.save_lineage(i, f"seed-{i}", json.dumps({"i": i})) for i in indices))
+            await journal.save_lineage(500, "seed-500", "replaced")
+            assert journal.finished() == set(range(1000))
+        async with Journal.open(tmp_path / "j") as journal:
+            saved = list(journal.lineages())
+            assert [index for index, _, _ in saved] == list(range(1000))
+            assert saved[3] == (3, "seed-3", '{"i": 3}')
+            assert saved[500][2] == "replaced"
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_goes_away_leaves_the_paid_reply_to_be_saved(tmp_path: Path) -> None:
+    async def run() -> None:
+        teller = SlowTeller()
+        async with Journal.open(tmp_path / "j") as journal:
+            caller = asyncio.create_task(journal.wrap(teller).complete(asking()))
+            await teller.began.wait()
+            caller.cancel()
+            asyncio.get_running_loop().call_later(0.05, teller.until.set)
+        async with Journal.open(tmp_path / "j") as journal:
+            assert (await journal.wrap(teller).complete(asking())).text == "answer 1"
+            assert journal.possibly_paid_twice == 0
+        assert len(teller.asked) == 1
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_goes_away_before_the_send_costs_nothing(tmp_path: Path) -> None:
+    async def run() -> None:
+        teller = Teller()
+        async with Journal.open(tmp_path / "j") as journal:
+            caller = asyncio.create_task(journal.wrap(teller).complete(asking()))
+            await asyncio.sleep(0)
+            caller.cancel()
+        assert teller.asked == []
+        async with Journal.open(tmp_path / "j") as journal:
+            assert journal.possibly_paid_twice == 0
+
+    asyncio.run(run())
+
+
+def test_what_does_not_come_home_in_time_is_counted_when_next_opened(tmp_path: Path) -> None:
+    async def run() -> None:
+        teller = SlowTeller()
+        async with Journal.open(tmp_path / "j", drain_seconds=0.05) as journal:
+            caller = asyncio.create_task(journal.wrap(teller).complete(asking()))
+            await teller.began.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        async with Journal.open(tmp_path / "j") as journal:
+            assert journal.possibly_paid_twice == 1
+
+    asyncio.run(run())
+
+
+def test_one_commit_serves_many_requests(tmp_path: Path) -> None:
+    async def run() -> tuple[int, int]:
+        commits = 0
+
+        def trace(statement: str) -> None:
+            nonlocal commits
+            commits += statement == "COMMIT"
+
+        async with Journal.open(tmp_path / "j") as journal:
+            journal._db.set_trace_callback(trace)
+            model = journal.wrap(Teller())
+            await asyncio.gather(*(model.complete(asking(i)) for i in range(400)))
+            return journal.asked, commits
+
+    asked, commits = asyncio.run(run())
+    assert asked == 400
+    assert commits < 100  # 800 if each mark and each reply had its own
+
+
+def test_the_journal_holds_no_prompt_and_no_key(tmp_path: Path) -> None:
+    canary = "CANARY-7f3a"
+
+    async def run() -> None:
+        async with Journal.open(tmp_path / "j") as journal:
+            await journal.wrap(Teller()).complete(asking(text=f"my key is {canary}"))
+
+    asyncio.run(run())
+    assert canary.encode() not in (tmp_path / "j").read_bytes()
+    assert rows(tmp_path / "j", "SELECT lineage, round, purpose, attempt, outcome FROM outcomes") == [
+        ("seed-0", 1, "answer", 0, "reply")
+    ]
+
+
+class LoopThread:
+    """A server's event loop in a thread, so that this test can kill its clients meanwhile."""
+
+    def __init__(self, server: SimulatedServer) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.server = server
+        self.thread = threading.Thread(target=self.loop.run_forever)
+
+    def __enter__(self) -> SimulatedServer:
+        self.thread.start()
+        asyncio.run_coroutine_threadsafe(self.server.__aenter__(), self.loop).result(10)
+        return self.server
+
+    def __exit__(self, *error: object) -> None:
+        asyncio.run_coroutine_threadsafe(self.server.__aexit__(None, None, None), self.loop).result(10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+def committed(path: Path) -> set[str]:
+    return {str(row[0]) for row in rows(path, "SELECT digest FROM outcomes")} if path.exists() else set()
+
+
+class CountingServer(SimulatedServer):
+    """Remembers which prompts it was asked, and how often."""
+
+    def __init__(self) -> None:
+        super().__init__(Simulated(), latency_seconds=0.03)
+        self.prompts: Counter[str] = Counter()
+        inner = self._model.complete
+
+        async def complete(request: ChatRequest) -> ChatReply:
+            self.prompts[request.messages[0].content] += 1
+            return await inner(request)
+
+        self._model.complete = complete  # type: ignore[method-assign]
+
+
+def kill_loop(tmp_path: Path, *, kills: int, count: int) -> None:
+    path = tmp_path / "journal.sqlite"
+    draws = random.Random(4)
+    with LoopThread(CountingServer()) as server:
+        assert isinstance(server, CountingServer)
+        ask = command("ask", path, server.port, count)
+        known: set[str] = set()
+        for _ in range(kills):
+            settled = known_prompts(path)
+            before = {prompt: server.prompts[prompt] for prompt in settled}
+            client = subprocess.Popen(ask, **CHILD)
+            assert client.stdout is not None
+            assert client.stdout.readline() == "go\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                client.wait(draws.uniform(0.02, 0.4))
+            client.send_signal(signal.SIGKILL)
+            client.communicate()
+            assert {prompt: server.prompts[prompt] for prompt in settled} == before  # what it had, it did not ask
+            assert known <= committed(path)  # nothing lost
+            known = committed(path)
+        last = subprocess.run(ask, timeout=120, check=True, **CHILD)
+        _, asked = last.stdout.splitlines()
+        assert len(committed(path)) == count
+        assert set(server.prompts) == {f"question {i}" for i in range(count)}
+        extra = server.requests - count
+        possibly_paid_twice = int(asked.split()[2])
+        assert len(known) > 0
+        assert extra > 0  # else no kill found anything in flight, and this shows nothing
+        assert extra <= 16 * kills
+        assert server.full_replies - count <= possibly_paid_twice <= 16 * kills
+
+
+def known_prompts(path: Path) -> set[str]:
+    if not path.exists():
+        return set()
+    return {str(row[0]).replace("seed-", "question ") for row in rows(path, "SELECT lineage FROM outcomes")}
+
+
+def test_ten_hard_kills_lose_nothing_and_ask_nothing_again(tmp_path: Path) -> None:
+    kill_loop(tmp_path, kills=10, count=1000)
+
+
+@pytest.mark.slow
+def test_two_hundred_hard_kills_lose_nothing_and_ask_nothing_again(tmp_path: Path) -> None:
+    kill_loop(tmp_path, kills=200, count=12_000)

@@ -1,0 +1,333 @@
+"""The real client library against a loopback server: one request a call, every failure classed, nothing invented."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from configs.errors import UserError
+from data_gen.config import Faults, OpenAICompatible, Simulated
+from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
+from data_gen.llm.openai import OpenAIChat, read_completion, retry_after
+from data_gen.llm.server import SimulatedServer
+
+
+def asking(text: str = "why?") -> ChatRequest:
+    return ChatRequest(
+        key=RequestKey("seed-1", 1, "answer"),
+        model="some-model",
+        messages=(Message("system", "be brief"), Message("user", text)),
+        temperature=0.7,
+        top_p=0.9,
+        max_tokens=64,
+        seed=12,
+    )
+
+
+GOOD = {
+    "model": "some-model-2026",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "because"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
+}
+
+
+class Scripted:
+    """Answers every request with the same bytes, and keeps what it was sent."""
+
+    def __init__(self, answer: bytes | None, *, delay: float = 0.0) -> None:
+        self.heads: list[str] = []
+        self.bodies: list[Any] = []
+        self._answer = answer
+        self._delay = delay
+
+    async def __aenter__(self) -> Scripted:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next(line for line in head.lower().split("\r\n") if line.startswith("content-length:"))
+        self.heads.append(head)
+        self.bodies.append(json.loads(await reader.readexactly(int(length.split(":")[1]))))
+        try:
+            await asyncio.sleep(self._delay)
+            if self._answer is not None:
+                writer.write(self._answer)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+
+def http(status: int, body: object, **headers: str) -> bytes:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} X", f"content-length: {len(content)}", "connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
+
+
+def error(message: str = "no", code: str | None = None) -> dict[str, object]:
+    return {"error": {"message": message, "type": "x", "param": None, "code": code}}
+
+
+def ask(answer: bytes | None, *, delay: float = 0.0, timeout: float = 5.0) -> tuple[ChatReply | Exception, Scripted]:
+    async def run() -> tuple[ChatReply | Exception, Scripted]:
+        async with Scripted(answer, delay=delay) as server:
+            config = OpenAICompatible(
+                model="some-model", base_url=server.base_url, api_key_env="NO_SUCH_KEY", timeout_seconds=timeout
+            )
+            async with OpenAIChat(config) as chat:
+                try:
+                    return await chat.complete(asking()), server
+                except (NotSent, Ambiguous, Permanent) as failure:
+                    return failure, server
+
+    return asyncio.run(run())
+
+
+def test_the_request_says_what_it_should_and_the_reply_what_it_said() -> None:
+    reply, server = ask(http(200, GOOD))
+    assert reply == ChatReply(
+        text="because", finish_reason="stop", model="some-model-2026", input_tokens=7, output_tokens=2
+    )
+    assert server.bodies == [
+        {
+            "model": "some-model",
+            "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "why?"}],
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "max_tokens": 64,
+            "seed": 12,
+        }
+    ]
+
+
+CLASSED: list[tuple[str, bytes | None, Callable[[Exception], bool]]] = [
+    ("429", http(429, error()), lambda e: isinstance(e, NotSent) and e.rate_limited and e.retry_after is None),
+    ("429 after 7", http(429, error(), retry_after="7"), lambda e: isinstance(e, NotSent) and e.retry_after == 7.0),
+    ("503", http(503, b"down"), lambda e: isinstance(e, NotSent) and not e.rate_limited),
+    ("no quota", http(429, error(code="insufficient_quota")), lambda e: isinstance(e, Permanent) and e.scope == "run"),
+    ("dropped", None, lambda e: isinstance(e, Ambiguous)),
+    ("cut off", http(200, GOOD)[:-10], lambda e: isinstance(e, Ambiguous)),
+    ("500", http(500, error()), lambda e: isinstance(e, Ambiguous)),
+    ("502", http(502, b"<html>"), lambda e: isinstance(e, Ambiguous)),
+    ("504", http(504, b""), lambda e: isinstance(e, Ambiguous)),
+    ("400", http(400, error()), lambda e: isinstance(e, Permanent) and e.scope == "request"),
+    ("422", http(422, error()), lambda e: isinstance(e, Permanent) and e.scope == "request"),
+    ("parameter", http(400, error(code="unsupported_parameter")), lambda e: getattr(e, "scope", "") == "run"),
+    ("401", http(401, error()), lambda e: isinstance(e, Permanent) and e.scope == "run"),
+    ("403", http(403, b"<html>"), lambda e: isinstance(e, Permanent) and e.scope == "run"),
+    ("404", http(404, error()), lambda e: isinstance(e, Permanent) and e.scope == "run"),
+    ("moved", http(307, b"", location="http://127.0.0.1:9/v1"), lambda e: getattr(e, "scope", "") == "run"),
+]
+
+
+@pytest.mark.parametrize(("answer", "right"), [case[1:] for case in CLASSED], ids=[case[0] for case in CLASSED])
+def test_each_failure_is_classed_and_cost_exactly_one_request(
+    answer: bytes | None, right: Callable[[Exception], bool]
+) -> None:
+    failure, server = ask(answer)
+    assert isinstance(failure, Exception)
+    assert right(failure), repr(failure)
+    assert len(server.heads) == 1
+
+
+def test_a_server_that_is_not_there_was_not_sent_anything() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        base_url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+
+        async def run() -> None:
+            async with OpenAIChat(OpenAICompatible(model="m", base_url=base_url, api_key_env="NO_SUCH_KEY")) as chat:
+                await chat.complete(asking())
+
+        with pytest.raises(NotSent, match=r"127\.0\.0\.1"):
+            asyncio.run(run())
+
+
+def test_an_answer_that_takes_too_long_may_have_been_paid() -> None:
+    failure, server = ask(http(200, GOOD), delay=1.0, timeout=0.2)
+    assert isinstance(failure, Ambiguous)
+    assert len(server.heads) == 1
+
+
+@pytest.mark.parametrize("faults", [{"rate_limited": 1.0}, {"server_error": 1.0}, {"dropped": 1.0}, {"malformed": 1.0}])
+def test_one_call_is_one_request_whatever_the_simulated_server_does(faults: dict[str, float]) -> None:
+    async def run() -> tuple[int, int]:
+        async with SimulatedServer(Simulated(faults=Faults(**faults))) as server:
+            config = OpenAICompatible(model="m", base_url=server.base_url, api_key_env="NO_SUCH_KEY")
+            async with OpenAIChat(config) as chat:
+                outcomes = await asyncio.gather(
+                    *(chat.complete(asking(str(i))) for i in range(20)), return_exceptions=True
+                )
+        for outcome in outcomes:
+            assert isinstance(outcome, NotSent | Ambiguous) or (
+                isinstance(outcome, ChatReply) and outcome.finish_reason == "unreadable"
+            )
+        return len(outcomes), server.requests
+
+    calls, requests = asyncio.run(run())
+    assert calls == requests == 20
+
+
+def good(**changes: object) -> bytes:
+    return json.dumps({**GOOD, **changes}).encode()
+
+
+def choice(**changes: object) -> bytes:
+    return good(choices=[{"message": {"content": "because"}, "finish_reason": "stop", **changes}])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"<html>It works</html>",
+        b"\xff\xfe\x00",
+        b'{"choices": [{"message"',
+        b"[" * 200_000,
+        b'{"choices": ' + b"9" * 5000 + b"}",
+        good(choices=None),
+        good(choices=[]),
+        good(choices={}),
+        good(choices=[None]),
+        choice(message=None),
+        choice(message="because"),
+        choice(message={}),
+        choice(message={"content": None}),
+        choice(message={"content": 7}),
+        choice(message={"content": ["because"]}),
+        choice(finish_reason=None),
+        choice(finish_reason=7),
+        choice(finish_reason=["stop"]),
+        choice(finish_reason="tool_calls"),
+    ],
+    ids=lambda body: repr(body[:40]),
+)
+def test_a_success_without_text_is_unreadable_and_never_an_exception(body: bytes) -> None:
+    reply = read_completion(body, model="m")
+    assert (reply.text, reply.finish_reason) == ("", "unreadable")
+    assert reply.model in ("m", "some-model-2026")
+
+
+def test_a_malformed_success_over_http_is_a_reply() -> None:
+    reply, server = ask(http(200, b"<html>It works</html>", content_type="text/html"))
+    assert reply == ChatReply(text="", finish_reason="unreadable", model="some-model")
+    assert len(server.heads) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "finish_reason"),
+    [
+        (choice(finish_reason="length"), "because", "length"),
+        (choice(finish_reason="length", message={"content": None}), "", "length"),
+        (choice(finish_reason="content_filter"), "", "filtered"),
+        (choice(finish_reason="content_filter", message=None), "", "filtered"),
+        (choice(message={"content": None, "refusal": "I can not"}), "", "filtered"),
+        (choice(finish_reason="eos"), "because", "stop"),
+        (choice(message={"content": ""}), "", "stop"),
+    ],
+)
+def test_how_a_reply_ended_is_kept(body: bytes, text: str, finish_reason: str) -> None:
+    reply = read_completion(body, model="m")
+    assert (reply.text, reply.finish_reason) == (text, finish_reason)
+    assert (reply.input_tokens, reply.output_tokens) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        (None, (0, 0)),
+        ([], (0, 0)),
+        ({}, (0, 0)),
+        ({"prompt_tokens": -1, "completion_tokens": -5}, (0, 0)),
+        ({"prompt_tokens": "7", "completion_tokens": 2.5}, (0, 0)),
+        ({"prompt_tokens": True, "completion_tokens": 10**30}, (0, 0)),
+        ({"prompt_tokens": 7, "completion_tokens": 2}, (7, 2)),
+        # Reasoning inside completion_tokens (OpenAI), and beside it.
+        ({"prompt_tokens": 7, "completion_tokens": 50, "completion_tokens_details": {"reasoning_tokens": 40}}, (7, 50)),
+        (
+            {
+                "prompt_tokens": 7,
+                "completion_tokens": 10,
+                "total_tokens": 57,
+                "completion_tokens_details": {"reasoning_tokens": 40},
+            },
+            (7, 50),
+        ),
+    ],
+)
+def test_paid_tokens_are_counted_and_nonsense_is_none(usage: object, tokens: tuple[int, int]) -> None:
+    reply = read_completion(good(usage=usage), model="m")
+    assert (reply.input_tokens, reply.output_tokens) == tokens
+
+
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("0", 0.0),
+        ("2", 2.0),
+        ("0.25", 0.25),
+        ("-1", None),
+        ("nan", None),
+        ("inf", None),
+        ("soon", None),
+        ("", None),
+        ("1e9", 600.0),
+        (formatdate(NOW + 30, usegmt=True), 30.0),
+        (formatdate(NOW - 30, usegmt=True), 0.0),
+        (formatdate(NOW + 1e7, usegmt=True), 600.0),
+    ],
+)
+def test_every_form_of_retry_after(header: str | None, seconds: float | None) -> None:
+    assert retry_after(header, now=NOW) == seconds
+
+
+def test_a_missing_key_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WIZARD_TEST_KEY", raising=False)
+    config = OpenAICompatible(model="m", base_url="https://llm.example/v1", api_key_env="WIZARD_TEST_KEY")
+    with pytest.raises(UserError, match="WIZARD_TEST_KEY is not set"):
+        OpenAIChat(config)
+
+
+@pytest.mark.parametrize(
+    "base_url", ["", "llm.example/v1", "ftp://llm.example", "http://", "http://[::1", "http://h:x"]
+)
+def test_an_address_that_is_none_is_refused(base_url: str) -> None:
+    with pytest.raises(UserError, match="base_url"):
+        OpenAIChat(OpenAICompatible(model="m", base_url=base_url))
+
+
+def test_the_key_goes_to_the_server_and_into_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_SUCH_KEY", "CANARY-19c")
+    failure, server = ask(http(401, error("Incorrect API key provided: CANARY-19c")))
+    assert "Bearer CANARY-19c" in server.heads[0]
+    assert "CANARY" not in str(failure)
+    assert "***" in str(failure)
+
+
+def test_half_a_character_in_a_prompt_does_not_stop_the_run() -> None:
+    async def run() -> ChatReply:
+        async with SimulatedServer(Simulated()) as server:
+            config = OpenAICompatible(model="m", base_url=server.base_url, api_key_env="NO_SUCH_KEY")
+            async with OpenAIChat(config) as chat:
+                return await chat.complete(asking("half of a pair: \ud83d"))
+
+    assert asyncio.run(run()).finish_reason == "stop"
