@@ -1,0 +1,216 @@
+"""A training run from top to bottom: a config and a folder in, a folder with trained weights out.
+
+config.gin  identity.json  complete.json   as every stage
+input.json, tokenizer.model                what it trains on, pinned at the first start
+metrics.jsonl, tensorboard/                every step
+checkpoints/<step>/                        params and opt_state
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from configs.errors import UserError
+from configs.folder import open_stage, read_complete, write_atomically
+from configs.interrupt import stop_flag
+from data_gen.shards import dataset_folder
+from wizard_jax.data.conversations import Progress
+from wizard_jax.data.packing import PackedFolder, pack, rows_per_step
+from wizard_jax.data.pipeline import batches
+from wizard_jax.model.decoder import count_params
+from wizard_jax.model.sharding import RULES, batch_sharding, make_mesh
+from wizard_jax.tokenizer import Tokenizer
+from wizard_jax.train.checkpoint import CheckpointStore
+from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
+from wizard_jax.train.metrics import TIMING, Recorder, read_metrics
+from wizard_jax.train.step import Steps, TrainState, make_steps
+
+CHECKPOINTS = "checkpoints"
+TOKENIZER = "tokenizer.model"
+INPUT = "input.json"
+
+_log = logging.getLogger(__name__)
+
+
+class TrainError(UserError):
+    """Settings that do not go together, or a run that can not go on."""
+
+
+def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progress) -> dict[str, Any]:
+    """Run, or go on with, the training of `config` in the folder `out`; the summary of the whole run.
+
+    `progress` is called with steps done, all steps, and figures to show. Raises UserError for what the user can
+    mend, Interrupted once what was done is saved after SIGTERM or Ctrl-C.
+    """
+    # What can be wrong, before there is a folder
+    tokenizer = Tokenizer(config.tokenizer)
+    mesh = make_mesh(config.mesh)
+    _check(config, tokenizer)
+
+    # Folder
+    folder = open_stage(out, config, stage="train")
+    with folder:
+        if folder.is_complete:
+            return read_complete(folder.path)
+
+        # Data: packed once, then read by row number
+        cache = Path(config.pack_cache) if config.pack_cache else folder.path.absolute().parent / "packed"
+        packed = pack(config.data, tokenizer, cache_dir=cache, progress=progress)
+        microbatch_ways = math.prod(mesh.shape[axis] for axis in RULES["batch"]) * config.gradient_accumulation
+        rows = rows_per_step(config.batch, stats=packed.stats, multiple_of=microbatch_ways)
+        _pin_input(folder.path, tokenizer=tokenizer, packed=packed, rows=rows)
+
+        with jax.set_mesh(mesh), _checkpoints(config, folder.path) as checkpoints, stop_flag() as stop:
+            # State: the newest complete checkpoint, or the start of the run
+            steps = make_steps(
+                config.model,
+                optimizer=config.optimizer,
+                total_steps=config.steps,
+                gradient_accumulation=config.gradient_accumulation,
+                mesh=mesh,
+            )
+            restored = _restore(checkpoints, steps=steps)
+            state = _start(config, steps=steps) if restored is None else restored
+            done = int(state.step)
+            saved = None if restored is None else done
+
+            # Loop
+            with Recorder(folder.path, step=done, total=config.steps, progress=progress) as recorder:
+                data = _on_devices(packed, mesh=mesh, rows=rows, seed=config.seed, step=done)
+                while done < config.steps and stop.exit_code is None:
+                    state, metrics = steps.train(state, next(data))
+                    done += 1
+                    recorder.add(done, metrics)
+                    if done % config.log_every == 0 or recorder.is_first:
+                        recorder.record(lag=0 if recorder.is_first else 1)
+                    if done % config.checkpoint_every == 0 and done < config.steps:
+                        recorder.record(lag=0)  # a checkpoint never knows more than the log
+                        checkpoints.save(done, _trees(state))
+                        saved = done
+                recorder.record(lag=0)
+
+            # Last checkpoint
+            if done != saved:
+                checkpoints.save(done, _trees(state))
+            checkpoints.wait()
+            stop.raise_if_set()
+
+        # Summary
+        summary = _summary(config, folder.path, packed=packed, rows=rows)
+        folder.complete(summary)
+        return summary
+
+
+def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise TrainError(
+            f"{config.tokenizer} has {tokenizer.vocab_size} tokens and model.vocab_size is "
+            f"{config.model.vocab_size}: set it to at least {tokenizer.vocab_size}"
+        )
+    if config.data.seq_len > config.model.max_positions:
+        raise TrainError(
+            f"data.seq_len is {config.data.seq_len} and model.max_positions {config.model.max_positions}: "
+            "lower the one or raise the other"
+        )
+    dataset_folder(Path(config.data.dataset))
+    if isinstance(config.init, FromCheckpoint) and not CheckpointStore(_weights_of(config.init)).steps():
+        raise TrainError(
+            f"init.path {config.init.path} holds no checkpoint: give the folder of a finished `wizard train` "
+            "or `wizard import`"
+        )
+
+
+def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows: int) -> None:
+    """Write down what the run trains on; refuse to go on with anything else, as the config names only paths."""
+    now = {"tokenizer_sha256": tokenizer.sha256, "packed_sha256": packed.sha256, "rows_per_step": rows}
+    file = folder / INPUT
+    if file.exists():
+        before = json.loads(file.read_text())
+        changed = [f"{name}: {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+        if changed:
+            raise TrainError(
+                f"{folder} was started on another input ({'; '.join(changed)}): put back the tokenizer, the data "
+                "set and, if the rows differ, the mesh, or choose another --out"
+            )
+        return
+    (folder / TOKENIZER).write_bytes(tokenizer.model_bytes)
+    write_atomically(file, json.dumps(now, indent=1) + "\n")
+
+
+def _checkpoints(config: TrainConfig, folder: Path) -> CheckpointStore:
+    return CheckpointStore(folder.absolute() / CHECKPOINTS, keep=config.keep_checkpoints)
+
+
+def _weights_of(init: FromCheckpoint) -> str:
+    return os.path.join(init.path, CHECKPOINTS) if "://" in init.path else os.path.abspath(f"{init.path}/{CHECKPOINTS}")
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds: its step is the name of its folder."""
+    return {"params": state.params, "opt_state": state.opt_state}
+
+
+def _restore(checkpoints: CheckpointStore, *, steps: Steps) -> TrainState | None:
+    """The newest complete checkpoint of this run; None if none was ever saved."""
+    if not checkpoints.steps():
+        return None
+    restored = checkpoints.restore(_trees(steps.abstract))
+    for note in restored.notes:
+        _log.warning(note)
+    step = jax.device_put(jax.numpy.int32(restored.step), steps.abstract.step.sharding)
+    return TrainState(step, restored.trees["params"], restored.trees["opt_state"])
+
+
+def _start(config: TrainConfig, *, steps: Steps) -> TrainState:
+    match config.init:
+        case RandomInit(seed=seed):
+            return steps.init(jax.random.key(seed))
+        case FromCheckpoint() as init:
+            restored = CheckpointStore(_weights_of(init)).restore({"params": steps.abstract.params})
+            for note in restored.notes:
+                _log.warning(note)
+            return steps.start(restored.trees["params"])
+
+
+def _on_devices(packed: PackedFolder, *, mesh: Mesh, rows: int, seed: int, step: int) -> Iterator[dict[str, jax.Array]]:
+    """The columns of every batch from `step` on, each row on the devices that compute it."""
+    sharding = batch_sharding(mesh)
+    for batch in batches(
+        packed,
+        batch_rows=rows,
+        seed=seed,
+        start_step=step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    ):
+        place: Callable[..., jax.Array] = jax.make_array_from_process_local_data
+        yield {name: place(sharding, column) for name, column in batch._asdict().items()}
+
+
+def _summary(config: TrainConfig, folder: Path, *, packed: PackedFolder, rows: int) -> dict[str, Any]:
+    """Of all steps, whatever processes did them. Tokens a second is the median: compilation is in the seconds."""
+    lines = read_metrics(folder)
+    speeds = [line[TIMING]["tokens_per_second"] for line in lines]
+    return {
+        "steps": config.steps,
+        "parameters": count_params(config.model),
+        "rows_per_step": rows,
+        "trained_tokens": sum(line["trained_tokens"] for line in lines),
+        "tokens": sum(line["tokens"] for line in lines),
+        "seconds": sum(line[TIMING]["seconds"] for line in lines),
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "first_loss": lines[0]["loss"] if lines else None,
+        "last_loss": lines[-1]["loss"] if lines else None,
+        "packing": {**dataclasses.asdict(packed.stats), "efficiency": packed.stats.efficiency},
+    }
