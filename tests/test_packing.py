@@ -53,7 +53,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def config(dataset: pathlib.Path, **changes: object) -> DataConfig:
     return dataclasses.replace(
         DataConfig(dataset=str(dataset), chat_format="wizardlm_7b", seq_len=256),
-        **changes,  # type: ignore[arg-type]
+        **changes,
     )
 
 
@@ -255,7 +255,7 @@ def test_of_several_processes_one_packs_and_the_others_wait(
 
 def test_rounds_and_operations_select(dataset: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path) -> None:
     def chosen(**selection: object) -> int:
-        selected = config(dataset, selection=Selection(**selection))  # type: ignore[arg-type]
+        selected = config(dataset, selection=Selection(**selection))
         return pack(selected, tokenizer, cache_dir=tmp_path).stats.conversations
 
     assert chosen(rounds_to=0) == 25
