@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -321,6 +324,11 @@ def test_the_key_goes_to_the_server_and_into_no_message(monkeypatch: pytest.Monk
     assert "Bearer CANARY-19c" in server.heads[0]
     assert "CANARY" not in str(failure)
     assert "***" in str(failure)
+
+
+def test_the_client_library_is_imported_only_by_those_who_use_it() -> None:
+    program = "import sys, data_gen.llm.openai; sys.exit('openai' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_half_a_character_in_a_prompt_does_not_stop_the_run() -> None:

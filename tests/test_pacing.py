@@ -102,11 +102,9 @@ def test_retry_after_of_a_rate_limit_stops_every_sender() -> None:
     outcomes, provider, pacing = paced(failure, requests=40, concurrency=4)
     assert all(isinstance(outcome, ChatReply) for outcome in outcomes)
     assert pacing.rate_limited == pacing.not_sent >= 1
-    times = sorted({at for at, _ in provider.sent})
-    pauses = [after - before for before, after in itertools.pairwise(times)]
-    assert max(pauses) == pytest.approx(31.0)  # the answer's second, then the wait
-    told = times[pauses.index(max(pauses))] + 1.0
+    told = 1.0  # the fourth request is one of those sent at 0, and its answer takes a second
     assert not [at for at, _ in provider.sent if told < at < told + 30.0]
+    assert sum(at == told + 30.0 for at, _ in provider.sent) >= 1
 
 
 def test_a_rate_limit_without_retry_after_backs_off_further_each_time() -> None:

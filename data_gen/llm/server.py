@@ -312,8 +312,8 @@ def _read_request(body: bytes) -> ChatRequest:
         messages=_messages(asked.get("messages")),
         temperature=_number(asked, "temperature", default=1.0, least=0.0, most=2.0),
         top_p=_number(asked, "top_p", default=1.0, least=0.0, most=1.0),
-        max_tokens=int(_number({"max_tokens": most}, "max_tokens", default=2048, least=1, most=2**31)),
-        seed=int(_number(asked, "seed", default=0, least=-(2**63), most=2**63)),
+        max_tokens=_whole({"max_tokens": most}, "max_tokens", default=2048, least=1),
+        seed=_whole(asked, "seed", default=0, least=-(2**63)),
     )
 
 
@@ -336,6 +336,13 @@ def _number(asked: Mapping[str, object], name: str, *, default: float, least: fl
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
         raise _Refused(400, f"{name} must be a number from {least:g} to {most:g}", param=name)
+    return value
+
+
+def _whole(asked: Mapping[str, object], name: str, *, default: int, least: int) -> int:
+    value = default if asked.get(name) is None else asked[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise _Refused(400, f"{name} must be a whole number, at least {least}", param=name)
     return value
 
 

@@ -1,0 +1,243 @@
+"""The simulated model over HTTP: the wire format, keyed faults, limits, and an end on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from data_gen.config import Faults, Simulated
+from data_gen.llm.chat import ChatRequest, Message, RequestKey
+from data_gen.llm.server import SimulatedServer
+from data_gen.llm.simulated import NAME, SimulatedChatModel
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+async def exchange(server: SimulatedServer, raw: bytes) -> list[Answer]:
+    """Sends raw bytes on one connection and reads answers until the server closes it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    answers = []
+    try:
+        writer.write(raw)
+        writer.write_eof()
+        while head := await reader.read(1):
+            try:
+                head += await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                break
+            status, *lines = head.decode().split("\r\n")[:-2]
+            headers = dict(line.split(": ", 1) for line in lines)
+            body = await reader.readexactly(int(headers["content-length"]))
+            answers.append((int(status.split()[1]), headers, body))
+    except ConnectionResetError:
+        pass  # the server closed with our bytes unread
+    finally:
+        writer.close()
+    return answers
+
+
+def post(body: object, *, path: str = "/v1/chat/completions", close: bool = False) -> bytes:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(content)}\r\n"
+    return head.encode() + (b"Connection: close\r\n" if close else b"") + b"\r\n" + content
+
+
+def asked(text: str = "Why?", **more: object) -> dict[str, object]:
+    return {"model": NAME, "messages": [{"role": "user", "content": text}], **more}
+
+
+def served(raw: bytes) -> tuple[list[Answer], SimulatedServer]:
+    async def run() -> tuple[list[Answer], SimulatedServer]:
+        async with SimulatedServer(Simulated(), latency_seconds=0.0) as server:
+            return await exchange(server, raw), server
+
+    return asyncio.run(run())
+
+
+def test_a_completion_says_what_the_model_in_process_says() -> None:
+    request = ChatRequest(
+        key=RequestKey("elsewhere", 3, "judge"),
+        model="any",
+        messages=(Message("system", "be brief"), Message("user", "Write a poem about the sea.")),
+        temperature=1.0,
+        top_p=0.9,
+        max_tokens=64,
+        seed=5,
+    )
+    expected = asyncio.run(SimulatedChatModel(Simulated()).complete(request))
+    messages = [{"role": m.role, "content": m.content} for m in request.messages]
+    ((status, _, body),), server = served(post(asked(messages=messages, seed=5)))
+    said = json.loads(body)
+    assert status == 200
+    assert said["object"] == "chat.completion"
+    assert said["model"] == NAME == expected.model
+    assert said["choices"] == [
+        {"index": 0, "message": {"role": "assistant", "content": expected.text}, "finish_reason": "stop"}
+    ]
+    assert said["usage"] == {
+        "prompt_tokens": expected.input_tokens,
+        "completion_tokens": expected.output_tokens,
+        "total_tokens": expected.input_tokens + expected.output_tokens,
+    }
+    assert (server.requests, server.full_replies) == (1, 1)
+
+
+def test_one_connection_carries_many_requests() -> None:
+    answers, server = served(post(asked("a")) + post(asked("b")) + post(asked("c"), close=True) + post(asked("d")))
+    assert [status for status, _, _ in answers] == [200, 200, 200]  # the third asked to close
+    assert server.full_replies == 3
+
+
+def test_the_list_of_models_names_the_simulation() -> None:
+    ((status, _, body),), server = served(b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert status == 200
+    assert [model["id"] for model in json.loads(body)["data"]] == [NAME]
+    assert (server.requests, server.full_replies) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "says"),
+    [
+        (b"nonsense\r\n\r\n", 400, "request line"),
+        (b"GET / HTTP/1.1\r\n\r\n", 404, "/v1/chat/completions"),
+        (b"GET /v1/chat/completions HTTP/1.1\r\n\r\n", 405, "use POST"),
+        (post({}, path="/v1/models"), 405, "use GET"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 411, "Content-Length"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, "no number"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 9999999999999\r\n\r\n", 413, "longer than"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", 431, "headers"),
+        (post(b"{"), 400, "no JSON"),
+        (post(b"[" * 100_000), 400, "no JSON"),
+        (post([]), 400, "no JSON object"),
+        (post(asked(model=None)), 400, "model"),
+        (post({"model": "m"}), 400, "messages"),
+        (post(asked(messages=[])), 400, "messages"),
+        (post(asked(messages=[{"role": "judge", "content": "?"}])), 400, "messages[0]"),
+        (post(asked(messages=[{"role": "user", "content": ["?"]}])), 400, "messages[0]"),
+        (post(asked(temperature="hot")), 400, "temperature"),
+        (post(asked(top_p=1.5)), 400, "top_p"),
+        (post(asked(max_tokens=0)), 400, "max_tokens"),
+        (post(asked(seed=True)), 400, "seed"),
+        (post(asked(seed=1.5)), 400, "seed"),
+        (post(asked(n=2)), 400, "n must be 1"),
+        (post(asked(stream=True)), 400, "stream"),
+    ],
+)
+def test_a_bad_request_gets_an_error_object(raw: bytes, status: int, says: str) -> None:
+    answers, server = served(raw)
+    ((got, headers, body),) = answers
+    problem = json.loads(body)["error"]
+    assert got == status
+    assert says in problem["message"]
+    assert problem["type"] == "invalid_request_error"
+    assert headers["connection"] == "close"
+    assert server.full_replies == 0
+
+
+FAULTS = Faults(malformed=0.15, rate_limited=0.15, server_error=0.15, dropped=0.15)
+
+
+def outcomes_of(texts: list[str], *, seed: int) -> dict[str, list[object]]:
+    """What became of each text, in the order in which it came."""
+
+    async def run() -> dict[str, list[object]]:
+        outcomes: dict[str, list[object]] = {}
+        async with SimulatedServer(Simulated(faults=FAULTS), seed=seed, latency_seconds=0.0) as server:
+            for text in texts:
+                answers = await exchange(server, post(asked(text), close=True))
+                outcome = (
+                    (answers[0][0], answers[0][1].get("retry-after"), readable(answers[0][2])) if answers else None
+                )
+                outcomes.setdefault(text, []).append(outcome)
+        return outcomes
+
+    return asyncio.run(run())
+
+
+def readable(body: bytes) -> bool:
+    try:
+        return isinstance(json.loads(body)["choices"][0]["message"]["content"], str)
+    except (ValueError, KeyError, TypeError, IndexError):
+        return False
+
+
+def test_faults_depend_on_content_and_arrival_and_seed_but_not_on_order() -> None:
+    texts = [f"question {i % 50}" for i in range(150)]
+    forwards, backwards = outcomes_of(texts, seed=1), outcomes_of(texts[::-1], seed=1)
+    assert forwards == backwards
+    assert forwards != outcomes_of(texts, seed=2)
+    drawn = [outcome for outcomes in forwards.values() for outcome in outcomes]
+    for kind in (None, (200, None, True), (200, None, False), (429, "1", False), (429, None, False)):
+        assert kind in drawn
+    assert {outcome[0] for outcome in drawn if isinstance(outcome, tuple)} == {200, 429, 500, 503}
+    assert 0.25 < sum(outcome == (200, None, True) for outcome in drawn) / len(drawn) < 0.55  # 0.4 is expected
+    assert any(len(set(map(repr, outcomes))) > 1 for outcomes in forwards.values())  # asking again may help
+
+
+def test_a_slow_answer_takes_ten_times_as_long() -> None:
+    async def seconds(faults: Faults) -> float:
+        loop = asyncio.get_running_loop()
+        async with SimulatedServer(Simulated(faults=faults), latency_seconds=0.1) as server:
+            began = loop.time()
+            await exchange(server, post(asked(), close=True))
+            return loop.time() - began
+
+    assert 0.1 <= asyncio.run(seconds(Faults())) < 0.9
+    assert asyncio.run(seconds(Faults(slow=1.0))) >= 1.0
+
+
+def test_more_requests_than_the_rate_are_told_when_to_come_again() -> None:
+    now = [0.0]
+
+    async def run() -> list[list[Answer]]:
+        batch = b"".join(post(asked(str(i))) for i in range(15))
+        async with SimulatedServer(
+            Simulated(), requests_per_second=10, latency_seconds=0.0, clock=lambda: now[0]
+        ) as server:
+            first = await exchange(server, batch)
+            now[0] += 0.3
+            return [first, await exchange(server, batch)]
+
+    first, later = asyncio.run(run())
+    assert [status for status, _, _ in first] == [200] * 10 + [429] * 5
+    assert first[-1][1]["retry-after"] == "0.100"
+    assert [status for status, _, _ in later] == [200] * 3 + [429] * 12
+
+
+def test_a_taken_port_is_named() -> None:
+    async def run() -> None:
+        async with SimulatedServer(Simulated()) as server, SimulatedServer(Simulated(), port=server.port):
+            pass
+
+    with pytest.raises(UserError, match=r"port \d+ .* --port"):
+        asyncio.run(run())
+
+
+def test_the_command_prints_its_address_and_stops_when_told() -> None:
+    program = (
+        "from functools import partial\n"
+        "from data_gen.config import Faults\n"
+        "from data_gen.llm.server import run_server\n"
+        "run_server(port=0, faults=Faults(), say=partial(print, flush=True))\n"
+    )
+    for told in (signal.SIGTERM, signal.SIGINT):
+        server = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        assert server.stdout is not None
+        assert "http://127.0.0.1:" in server.stdout.readline()
+        server.send_signal(told)
+        rest, _ = server.communicate(timeout=10)
+        assert server.returncode == 0
+        assert rest == "0 requests, 0 answered in full\n"
