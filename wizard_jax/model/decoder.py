@@ -196,7 +196,7 @@ def hidden_states(
     return rms_norm(x_BxLxD, params["final_norm"], eps=config.norm_eps)
 
 
-def unembedding(params: Params, *, config: ModelConfig) -> jax.Array:
+def unembedding(params: Params, config: ModelConfig) -> jax.Array:
     """The [D, V] float32 matrix that turns hidden states into logits."""
     matrix_DxV: jax.Array = params["embed"].T if config.tied_embeddings else params["unembed"]
     return matrix_DxV
@@ -205,7 +205,7 @@ def unembedding(params: Params, *, config: ModelConfig) -> jax.Array:
 def logits(params: Params, hidden: jax.Array, *, config: ModelConfig) -> jax.Array:
     """Scores of the next token: [B, L, V] float32, from hidden states [B, L, D]."""
     with jax.named_scope("logits"):
-        matrix_DxV = unembedding(params, config=config).astype(hidden.dtype)
+        matrix_DxV = unembedding(params, config).astype(hidden.dtype)
         return jnp.einsum("bld,dv->blv", hidden, matrix_DxV, preferred_element_type=jnp.float32)
 
 

@@ -45,7 +45,7 @@ class MeshConfig:
     tensor: int = setting(1, operational=True, doc="ways to split heads, feed-forward and vocabulary")
 
 
-def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The devices (all, by default) as a mesh of axes `slice`, `fsdp`, `tensor`. Raises MeshError."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = [config.slice, config.fsdp, config.tensor]

@@ -1,0 +1,52 @@
+"""The shipped LLaMA-2 files describe the published networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from dataclasses import dataclass
+
+import pytest
+
+from configs.loader import load, setting
+from wizard_jax.model.config import ModelConfig, ModelConfigError
+from wizard_jax.model.decoder import abstract_params, count_params
+
+MODELS = pathlib.Path(__file__).parents[1] / "configs" / "models"
+TINY = ModelConfig(vocab_size=11, d_model=8, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, d_ff=12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """As a stage's config holds a model."""
+
+    model: ModelConfig = setting()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("llama2_7b", 6_738_415_616), ("llama2_13b", 13_015_864_320), ("llama2_70b", 68_976_648_192)],
+)
+def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> None:
+    assert count_params(load(Root, [MODELS / f"{name}.gin"]).model) == parameters
+
+
+def test_tied_embeddings_have_one_table() -> None:
+    tied = dataclasses.replace(TINY, tied_embeddings=True)
+    assert "unembed" not in abstract_params(tied)
+    assert count_params(TINY) - count_params(tied) == TINY.vocab_size * TINY.d_model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_kv_heads": 3}, "not a multiple of n_kv_heads"),
+        ({"head_dim": 3}, "must be even"),
+        ({"n_layers": 0}, "n_layers = 0"),
+        ({"scan_unroll": 3}, "more than n_layers = 2"),
+        ({"norm_eps": 0.0}, "norm_eps"),
+    ],
+)
+def test_impossible_sizes_are_refused(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ModelConfigError, match=message):
+        dataclasses.replace(TINY, **change)
