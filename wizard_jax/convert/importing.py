@@ -53,25 +53,36 @@ def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
     ]
     if wrong:
         raise ConversionError(f"{path}: not supported: {'; '.join(wrong)}")
+
+    def integer(name: str, default: int | None = None) -> int:
+        value = default if raw.get(name) is None else raw[name]
+        if type(value) is not int:
+            raise ConversionError(f"{path}: {name} = {value!r}: must be a whole number")
+        return value
+
+    def number(name: str, default: float) -> float:
+        value = rope.get(name, raw.get(name, default))
+        if type(value) not in (int, float):
+            raise ConversionError(f"{path}: {name} = {value!r}: must be a number")
+        return float(value)
+
+    heads = integer("num_attention_heads")
     try:
-        heads = raw["num_attention_heads"]
         return ModelConfig(
-            vocab_size=raw["vocab_size"],
-            d_model=raw["hidden_size"],
-            n_layers=raw["num_hidden_layers"],
+            vocab_size=integer("vocab_size"),
+            d_model=integer("hidden_size"),
+            n_layers=integer("num_hidden_layers"),
             n_heads=heads,
-            n_kv_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-            d_ff=raw["intermediate_size"],
-            rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
-            norm_eps=raw.get("rms_norm_eps", 1e-6),
-            max_positions=raw.get("max_position_embeddings", 2048),
-            tied_embeddings=raw.get("tie_word_embeddings", False),
-            initializer_range=raw.get("initializer_range", 0.02),
+            n_kv_heads=integer("num_key_value_heads", heads),
+            head_dim=integer("head_dim", integer("hidden_size") // max(heads, 1)),
+            d_ff=integer("intermediate_size"),
+            rope_theta=number("rope_theta", 10_000.0),
+            norm_eps=number("rms_norm_eps", 1e-6),
+            max_positions=integer("max_position_embeddings", 2048),
+            tied_embeddings=raw.get("tie_word_embeddings", False) is True,
+            initializer_range=number("initializer_range", 0.02),
         )
-    except KeyError as missing:
-        raise ConversionError(f"{path}: has no {missing.args[0]}") from missing
-    except (ModelConfigError, TypeError) as error:
+    except ModelConfigError as error:
         raise ConversionError(f"{path}: {error}") from error
 
 
