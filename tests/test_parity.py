@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_gen.records import Turn
-from wizard_jax.chat import encode_prompt, get_format
+from wizard_jax.chat import CHAT_FORMATS, encode_conversation, encode_prompt, get_format
 from wizard_jax.convert.export import export_hf
 from wizard_jax.convert.importing import load_hf_params, read_model_config
 from wizard_jax.generate.sampler import Sampling, generate
@@ -199,3 +199,18 @@ def test_transformers_generates_the_same_text_from_the_exported_folder(ours: Any
     expected = hf_tokenizer.batch_decode(outputs[:, width:], skip_special_tokens=True)
     assert [tokenizer.decode(answer).strip() for answer in answers] == [text.strip() for text in expected]
     assert len(set(expected)) == len(expected)
+
+
+@pytest.mark.parametrize("name", sorted(CHAT_FORMATS))
+def test_the_exported_template_gives_the_ids_that_are_trained_on(
+    ours: Any, tokenizer_path: pathlib.Path, tmp_path: pathlib.Path, name: str
+) -> None:
+    config, params = ours
+    out = export_hf(params, config, tokenizer_path, tmp_path / "hf", chat_format=name, card="")
+    said = ["Sort\n  the list, [1,  22]!", "It isn't.", "Why é?", " and then", "No; print", "the result"]
+    turns = [Turn(role="assistant" if index % 2 else "user", content=text) for index, text in enumerate(said)]
+    encoded = encode_conversation(turns, chat_format=get_format(name), tokenizer=Tokenizer(tokenizer_path))
+    found = transformers.AutoTokenizer.from_pretrained(out).apply_chat_template(
+        [{"role": turn.role, "content": turn.content} for turn in turns], return_dict=False
+    )
+    assert found == encoded.tokens.tolist()
