@@ -14,8 +14,8 @@ from configs.loader import dump, load
 from data_gen import shards
 from data_gen.records import Record, Turn
 from wizard_jax import chat
-from wizard_jax.data.config import DataConfig, DataError, RowsPerStep, Selection, TrainedTokensPerStep
-from wizard_jax.data.packing import PackedFolder, PackStats, Row, pack, plan_packing, rows_per_step
+from wizard_jax.data.config import DataConfig, DataError, Selection
+from wizard_jax.data.packing import PackedFolder, Row, pack, plan_packing
 from wizard_jax.tokenizer import Tokenizer, train_tokenizer
 
 SEEDS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "self_instruct_seed_tasks.jsonl"
@@ -361,30 +361,6 @@ def test_a_damaged_data_set_is_not_packed(tokenizer: Tokenizer, tmp_path: pathli
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(shards.ShardError, match="the file ends in the middle of this record"):
         pack(config(path), tokenizer, cache_dir=tmp_path / "cache")
-
-
-# --- sizes of steps
-
-
-def stats(rows: int, trained: int) -> PackStats:
-    whole = {"seq_len": 8, "rows": rows, "conversations": rows, "tokens": trained, "trained_tokens": trained}
-    return PackStats(**whole, candidates=rows, truncated=0, dropped=0, untrained=0)
-
-
-def test_arms_with_other_data_train_on_as_many_tokens_a_step() -> None:
-    dense, sparse = stats(rows=100, trained=4000), stats(rows=100, trained=1000)
-    sizing = TrainedTokensPerStep(tokens=640)
-    assert rows_per_step(sizing, stats=dense) == 16
-    assert rows_per_step(sizing, stats=sparse) == 64
-    assert rows_per_step(sizing, stats=sparse, multiple_of=24) == 72
-    assert rows_per_step(TrainedTokensPerStep(tokens=1), stats=dense, multiple_of=8) == 8
-    assert rows_per_step(RowsPerStep(rows=12), stats=dense, multiple_of=4) == 12
-
-
-@pytest.mark.parametrize("sizing", [RowsPerStep(rows=10), RowsPerStep(rows=0), TrainedTokensPerStep(tokens=0)])
-def test_a_step_that_cannot_be_divided_is_refused(sizing: RowsPerStep | TrainedTokensPerStep) -> None:
-    with pytest.raises(DataError):
-        rows_per_step(sizing, stats=stats(rows=10, trained=10), multiple_of=4)
 
 
 def test_the_config_is_read_from_text(tmp_path: pathlib.Path) -> None:

@@ -1,6 +1,8 @@
 """A batch is what its docstring shows, and depends on the seed and the step alone."""
 
 import re
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from wizard_jax.data import pipeline
 from wizard_jax.data.config import DataError
 from wizard_jax.data.packing import PackedFolder, PackStats, Row
-from wizard_jax.data.pipeline import Batch, batches, row_indices, to_batch
+from wizard_jax.data.pipeline import Batch, batches, to_batch
+from wizard_jax.data.steps import StepRows
 
 L = 32
 
@@ -31,7 +34,7 @@ def test_the_docstring_shows_what_happens() -> None:
         trained=np.array([letter in "ABCXY" for letter in tokens]),
         lengths=np.array([5, 3], np.int32),
     )
-    batch = to_batch([Row.from_bytes(row.to_bytes())], seq_len=9)
+    batch = to_batch([Row.from_bytes(row.to_bytes())], batch_rows=1, seq_len=9)
     for name, values in shown.items():
         expected = [ids[v] if name in ("tokens", "targets") else int(v) for v in values]
         assert getattr(batch, name).tolist() == [expected], name
@@ -67,7 +70,7 @@ def rows(draw: st.DrawFn) -> Row:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(rows(), min_size=1, max_size=3))
 def test_batches_equal_a_slow_reference(rows: list[Row]) -> None:
-    batch = to_batch([Row.from_bytes(row.to_bytes()) for row in rows], seq_len=L)
+    batch = to_batch([Row.from_bytes(row.to_bytes()) for row in rows], batch_rows=len(rows), seq_len=L)
     for index, row in enumerate(rows):
         for name, expected in slow_reference(row, L).items():
             assert getattr(batch, name)[index].tolist() == expected, name
@@ -104,7 +107,11 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedFolder:
     return PackedFolder(path=folder, stats=stats, sha256="")
 
 
-def take(packed: PackedFolder, count: int, **arguments: int) -> list[Batch]:
+def whole_rows(count: int) -> StepRows:
+    return StepRows(Fraction(count), count)
+
+
+def take(packed: PackedFolder, count: int, **arguments: Any) -> list[Batch]:
     found = []
     for batch in batches(packed, **arguments):
         found.append(batch)
@@ -120,7 +127,7 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
 
 
 def test_every_epoch_sees_every_row_once_in_another_order(packed: PackedFolder) -> None:
-    found = take(packed, 15, batch_rows=6, seed=0)  # three epochs
+    found = take(packed, 15, rows=whole_rows(6), seed=0)  # three epochs
     numbers = [int(batch.tokens[i, 0]) for batch in found for i in range(6)]
     epochs = [numbers[0:30], numbers[30:60], numbers[60:90]]
     assert all(sorted(epoch) == list(range(1, 31)) for epoch in epochs)
@@ -128,21 +135,23 @@ def test_every_epoch_sees_every_row_once_in_another_order(packed: PackedFolder) 
 
 
 def test_a_batch_may_span_epochs_and_be_larger_than_one(packed: PackedFolder) -> None:
-    found = take(packed, 3, batch_rows=40, seed=0)
+    found = take(packed, 3, rows=whole_rows(40), seed=0)
     numbers = [int(batch.tokens[i, 0]) for batch in found for i in range(40)]
     assert all(sorted(numbers[i : i + 30]) == list(range(1, 31)) for i in range(0, 120, 30))
 
 
 @pytest.mark.parametrize("start", [1, 4, 5, 17])
 def test_starting_anywhere_goes_on_with_the_same_batches(packed: PackedFolder, start: int) -> None:
-    whole = take(packed, 20, batch_rows=6, seed=3)
-    assert same(take(packed, 20 - start, batch_rows=6, seed=3, start_step=start), whole[start:])
+    whole = take(packed, 20, rows=whole_rows(6), seed=3)
+    assert same(take(packed, 20 - start, rows=whole_rows(6), seed=3, start_step=start), whole[start:])
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_processes_together_read_what_one_would(packed: PackedFolder, count: int) -> None:
-    whole = take(packed, 8, batch_rows=6, seed=3)
-    parts = [take(packed, 8, batch_rows=6, seed=3, process_index=index, process_count=count) for index in range(count)]
+    whole = take(packed, 8, rows=whole_rows(6), seed=3)
+    parts = [
+        take(packed, 8, rows=whole_rows(6), seed=3, process_index=index, process_count=count) for index in range(count)
+    ]
     joined = [
         Batch(*(np.concatenate(arrays) for arrays in zip(*step, strict=True))) for step in zip(*parts, strict=True)
     ]
@@ -150,27 +159,23 @@ def test_processes_together_read_what_one_would(packed: PackedFolder, count: int
 
 
 def test_threads_and_prefetch_have_no_influence(packed: PackedFolder) -> None:
-    whole = take(packed, 12, batch_rows=4, seed=3)
-    assert same(take(packed, 12, batch_rows=4, seed=3, threads=8, prefetch=16), whole)
-    assert same(take(packed, 12, batch_rows=4, seed=3, threads=1, prefetch=1), whole)
+    whole = take(packed, 12, rows=whole_rows(4), seed=3)
+    assert same(take(packed, 12, rows=whole_rows(4), seed=3, threads=8, prefetch=16), whole)
+    assert same(take(packed, 12, rows=whole_rows(4), seed=3, threads=1, prefetch=1), whole)
 
 
 def test_another_seed_gives_another_order(packed: PackedFolder) -> None:
-    assert not same(take(packed, 2, batch_rows=6, seed=0), take(packed, 2, batch_rows=6, seed=1))
-
-
-def test_the_order_of_a_seed_stays_what_it_is() -> None:
-    assert row_indices(2, batch_rows=4, rows=6, seed=0).tolist() == [3, 5, 0, 4]
+    assert not same(take(packed, 2, rows=whole_rows(6), seed=0), take(packed, 2, rows=whole_rows(6), seed=1))
 
 
 def test_rows_that_cannot_be_divided_among_processes_are_refused(packed: PackedFolder) -> None:
     with pytest.raises(DataError, match="5 rows cannot be divided among 2 processes"):
-        batches(packed, batch_rows=5, seed=0, process_count=2)
+        batches(packed, rows=whole_rows(5), seed=0, process_count=2)
 
 
 def test_an_iterator_may_be_left_behind(packed: PackedFolder) -> None:
     for _ in range(5):
-        next(batches(packed, batch_rows=4, seed=0))
+        next(batches(packed, rows=whole_rows(4), seed=0))
 
 
 def test_rows_survive_their_bytes() -> None:

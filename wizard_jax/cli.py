@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     add_stage("evolve", _evolve, "rewrite seed instructions into harder ones and answer them")
     tokenizer = add("tokenizer", _tokenizer, "train a SentencePiece tokenizer on a data set")
     tokenizer.add_argument("dataset", type=Path, help="the folder of wizard evolve")
+    tokenizer.add_argument("--chat-format", required=True, help="vicuna, alpaca or wizardlm_7b")
     tokenizer.add_argument("--vocab-size", type=int, default=32_000)
+    tokenizer.add_argument("--digits", choices=("split", "whole"), default="split", help="whole: numbers are words")
     tokenizer.add_argument("--out", type=Path, required=True, help="the file to write, such as tokenizer.model")
     add_stage("pack", _pack, "plan and write packed rows for a training config, ahead of wizard train")
     add_stage("train", _train, "fine-tune a model on a data set")
@@ -145,10 +147,13 @@ def _evolve(arguments: argparse.Namespace) -> None:
 
 def _tokenizer(arguments: argparse.Namespace) -> None:
     from data_gen.shards import read_dataset
+    from wizard_jax.chat import get_format, segments
     from wizard_jax.tokenizer import train_tokenizer
 
-    texts = (turn.content for record in read_dataset(arguments.dataset) for turn in record.turns)
-    tokenizer = train_tokenizer(texts, arguments.out, vocab_size=arguments.vocab_size)
+    chat_format = get_format(arguments.chat_format)
+    records = read_dataset(arguments.dataset)
+    texts = (text for record in records for text in segments(record.turns, chat_format=chat_format))
+    tokenizer = train_tokenizer(texts, arguments.out, vocab_size=arguments.vocab_size, digits=arguments.digits)
     _say(f"{tokenizer.vocab_size:,} pieces in {arguments.out}")
 
 

@@ -18,7 +18,7 @@ ARMS = (
 )
 """Folder, label and settings of each arm."""
 
-VOCABULARY = 512
+TOKENIZER = ("--chat-format", "wizardlm_7b", "--vocab-size", "512", "--digits", "whole")
 
 
 def commands(out: Path) -> list[list[str]]:
@@ -26,7 +26,7 @@ def commands(out: Path) -> list[list[str]]:
     evolved, tokenizer, runs = out / "evolved", out / "tokenizer.model", out / "runs"
     data = [f"data.dataset={evolved}", f"tokenizer={tokenizer}", f"pack_cache={out / 'packed'}"]
     flow: list[list[str]] = [["evolve", "configs/evolve/quickstart.gin", "--out", str(evolved)]]
-    flow.append(["tokenizer", str(evolved), "--vocab-size", str(VOCABULARY), "--out", str(tokenizer)])
+    flow.append(["tokenizer", str(evolved), *TOKENIZER, "--out", str(tokenizer)])
     for name, _, settings in ARMS:
         flow.append(["train", "configs/train/quickstart.gin", "--out", str(runs / name), *data, *settings])
     flow.append(["export", str(runs / "evolved")])

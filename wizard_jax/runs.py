@@ -11,7 +11,6 @@ import jax
 from configs.errors import UserError
 from configs.folder import load_config, read_identity
 from configs.loader import setting
-from wizard_jax import chat
 from wizard_jax.convert import importing
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
@@ -19,9 +18,7 @@ from wizard_jax.model.sharding import shardings
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
 from wizard_jax.train.config import TrainConfig
-
-TOKENIZER = "tokenizer.model"
-CHECKPOINTS = "checkpoints"
+from wizard_jax.train.train import CHECKPOINTS, TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +108,4 @@ def _placed(abstract: Any, model: ModelConfig, mesh: jax.sharding.Mesh | None) -
     if mesh is None:
         return abstract
     placed = shardings(decoder.logical_axes(model), mesh, shapes=abstract)
-    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), abstract, placed)
-
-
-def formats() -> tuple[str, ...]:
-    return tuple(chat.CHAT_FORMATS)
+    return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), abstract, placed)

@@ -12,10 +12,12 @@ from data_gen.config import EvolveConfig
 from wizard_jax.convert import importing
 from wizard_jax.convert.export import Dtype, export_hf
 from wizard_jax.model.config import ModelConfig
-from wizard_jax.runs import CHECKPOINTS, TOKENIZER, ImportConfig, OpenedModel, open_model
+from wizard_jax.model.decoder import count_params
+from wizard_jax.runs import ImportConfig, OpenedModel, open_model
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
 from wizard_jax.train.config import TrainConfig
+from wizard_jax.train.train import CHECKPOINTS, TOKENIZER
 
 
 def import_model(source: Path, out: Path, *, chat_format: str = "") -> ModelConfig:
@@ -36,7 +38,7 @@ def import_model(source: Path, out: Path, *, chat_format: str = "") -> ModelConf
             with CheckpointStore(out / CHECKPOINTS) as store:
                 store.save(0, {PARAMS: params})
             shutil.copyfile(source / TOKENIZER, out / TOKENIZER)
-            folder.complete({"parameters": sum(leaf.size for leaf in _leaves(params))})
+            folder.complete({"parameters": count_params(model)})
     return model
 
 
@@ -91,9 +93,3 @@ def _data_lines(dataset: Path) -> list[str]:
     if "simulated-llm" in models:
         lines += ["", "That model is a simulation: this checkpoint shows that the pipeline works, and nothing else."]
     return lines
-
-
-def _leaves(tree: object) -> list[object]:
-    import jax
-
-    return jax.tree.leaves(tree)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from wizard_jax.chat import CHAT_FORMATS
 from wizard_jax.convert import llama
 from wizard_jax.convert.llama import Array, ConversionError, Place
 from wizard_jax.model import decoder
@@ -84,6 +85,13 @@ def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
         )
     except ModelConfigError as error:
         raise ConversionError(f"{path}: {error}") from error
+
+
+def read_chat_format(folder: str | os.PathLike[str]) -> str:
+    """The name of the chat format whose template a folder's tokenizer carries; '' for none or another's."""
+    file = pathlib.Path(folder) / "tokenizer_config.json"
+    template = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file.exists() else None
+    return next((name for name, known in CHAT_FORMATS.items() if known.template == template), "")
 
 
 def load_hf_params(

@@ -55,6 +55,9 @@ class RowsPerStep:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedTokensPerStep:
-    """As many rows as hold that many trained tokens on average, so that arms with other data compare."""
+    """As many rows as hold that many trained tokens on average (steps may differ by one row).
+
+    So arms on other data train on as many tokens; between two of them the totals differ by far less than 1 %.
+    """
 
     tokens: int = setting(doc="trained tokens in a step, over all devices and microbatches")

@@ -21,7 +21,7 @@ import numpy as np
 
 from data_gen import shards
 from wizard_jax import chat
-from wizard_jax.data.config import DataConfig, DataError, RowsPerStep, TrainedTokensPerStep
+from wizard_jax.data.config import DataConfig, DataError
 from wizard_jax.data.conversations import Conversations, Progress, encode_selected
 from wizard_jax.data.order import seeded_order
 from wizard_jax.tokenizer import Tokenizer
@@ -126,25 +126,6 @@ class PackStats:
     @property
     def lost_share(self) -> float:
         return (self.truncated + self.dropped + self.untrained) / self.candidates
-
-
-def rows_per_step(sizing: RowsPerStep | TrainedTokensPerStep, *, stats: PackStats, multiple_of: int = 1) -> int:
-    """Packed rows in a step; `multiple_of` is what they are divided by (devices along the batch, microbatches).
-
-    Raises:
-      DataError: `rows` is no positive multiple of `multiple_of`, or `tokens` is not positive.
-    """
-    if isinstance(sizing, RowsPerStep):
-        if sizing.rows < 1 or sizing.rows % multiple_of:
-            near = max(1, round(sizing.rows / multiple_of)) * multiple_of
-            raise DataError(
-                f"{sizing.rows} rows a step are no positive multiple of {multiple_of} "
-                f"(devices along the batch x microbatches): use {near}"
-            )
-        return sizing.rows
-    if sizing.tokens < 1:
-        raise DataError(f"{sizing.tokens} trained tokens a step: there must be at least one")
-    return max(1, round(sizing.tokens / stats.mean_trained_tokens / multiple_of)) * multiple_of
 
 
 @dataclasses.dataclass(frozen=True)

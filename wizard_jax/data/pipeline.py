@@ -13,15 +13,14 @@ Position i predicts the token after it in its own conversation; the last one pre
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
 from wizard_jax.data.config import DataError
-from wizard_jax.data.order import seeded_order
 from wizard_jax.data.packing import PackedFolder, Row
+from wizard_jax.data.steps import StepRows, row_indices
 
 _ENDLESS = 2**31 - 1  # steps: more than anyone trains for
 
@@ -41,9 +40,9 @@ class Batch(NamedTuple):
     """float32; 1 where the target is trained, else 0"""
 
 
-def to_batch(rows: Sequence[Row], *, seq_len: int) -> Batch:
-    """Lay rows out side by side, padded to `seq_len`."""
-    shape = (len(rows), seq_len)
+def to_batch(rows: Sequence[Row], *, batch_rows: int, seq_len: int) -> Batch:
+    """Lay rows out side by side, each padded to `seq_len`, and filled up with empty rows to `batch_rows`."""
+    shape = (batch_rows, seq_len)
     batch = Batch(
         tokens=np.zeros(shape, np.int32),
         targets=np.zeros(shape, np.int32),
@@ -64,16 +63,10 @@ def to_batch(rows: Sequence[Row], *, seq_len: int) -> Batch:
     return batch
 
 
-def row_indices(step: int, *, batch_rows: int, rows: int, seed: int) -> np.ndarray:
-    """Which rows make a step (int64 [batch_rows]): one seeded permutation of all rows for each epoch."""
-    examples = np.arange(step * batch_rows, (step + 1) * batch_rows)
-    return np.array([_epoch_order(rows, seed, int(i) // rows)[i % rows] for i in examples], np.int64)
-
-
 def batches(
     packed: PackedFolder,
     *,
-    batch_rows: int,
+    rows: StepRows,
     seed: int,
     start_step: int = 0,
     process_index: int = 0,
@@ -84,19 +77,19 @@ def batches(
     """Batches from `start_step` on, without end; each process gets its own rows of every batch.
 
     Args:
-      batch_rows: rows of the whole batch, over all processes.
+      rows: which rows make a step, over all processes.
       threads, prefetch: how many read ahead, and how many batches; of no influence on what is read.
 
     Raises:
-      DataError: `batch_rows` is no positive multiple of `process_count`.
+      DataError: `rows.batch_rows` is no multiple of `process_count`.
     """
-    if batch_rows < 1 or batch_rows % process_count:
-        raise DataError(f"a batch of {batch_rows} rows cannot be divided among {process_count} processes")
+    if rows.batch_rows % process_count:
+        raise DataError(f"a batch of {rows.batch_rows} rows cannot be divided among {process_count} processes")
     import grain
 
     source = _Steps(
         packed,
-        batch_rows=batch_rows,
+        rows=rows,
         seed=seed,
         start_step=start_step,
         process_index=process_index,
@@ -113,7 +106,7 @@ class _Steps:
         self,
         packed: PackedFolder,
         *,
-        batch_rows: int,
+        rows: StepRows,
         seed: int,
         start_step: int,
         process_index: int,
@@ -121,21 +114,17 @@ class _Steps:
     ) -> None:
         import grain
 
-        share = batch_rows // process_count
-        self._part = slice(process_index * share, (process_index + 1) * share)
-        self._rows = grain.sources.ArrayRecordDataSource(str(packed.rows_file))
-        self._packed, self._batch_rows, self._seed, self._start = packed, batch_rows, seed, start_step
+        self._share = rows.batch_rows // process_count
+        self._part = slice(process_index * self._share, (process_index + 1) * self._share)
+        self._source = grain.sources.ArrayRecordDataSource(str(packed.rows_file))
+        self._packed, self._rows, self._seed, self._start = packed, rows, seed, start_step
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
-        step = self._start + index.__index__()
-        wanted = row_indices(step, batch_rows=self._batch_rows, rows=self._packed.rows, seed=self._seed)
-        data = self._rows.__getitems__(wanted[self._part].tolist())
-        return to_batch([Row.from_bytes(item) for item in data], seq_len=self._packed.stats.seq_len)
-
-
-@functools.lru_cache(maxsize=8)
-def _epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    return seeded_order(rows, seed=seed, stream=epoch + 1)
+        places = self._rows.of(self._start + index.__index__())
+        wanted = row_indices(places[self._part], rows=self._packed.rows, seed=self._seed)
+        data = self._source.__getitems__(wanted.tolist()) if len(wanted) else []
+        rows = [Row.from_bytes(item) for item in data]
+        return to_batch(rows, batch_rows=self._share, seq_len=self._packed.stats.seq_len)

@@ -169,7 +169,7 @@ def _training(arms: Sequence[Arm]) -> Html:
 
 
 def _answers(arm: Arm) -> Html:
-    shown = []
+    shown: list[dict[str, Any]] = []
     for band in BANDS:
         shown += islice((row for row in _rows(arm) if row["band"] == band), SAMPLES_SHOWN)
     rows = [

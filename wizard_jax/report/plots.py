@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import matplotlib
 from matplotlib.figure import Figure
 
-_INK = {"svg.fonttype": "none", "svg.hashsalt": "wizard", "font.family": "sans-serif"}
+
+def _repeatable_text() -> AbstractContextManager[None]:
+    """Letters stay text, and the same plot gives the same bytes."""
+    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "wizard", "font.family": "sans-serif"})
 
 
 def _svg(figure: Figure) -> str:
@@ -20,7 +24,7 @@ def _svg(figure: Figure) -> str:
 
 def shares(groups: Sequence[str], arms: Mapping[str, Sequence[tuple[float, float, float]]], *, y_label: str) -> str:
     """Grouped bars with intervals: for each arm a (share, low, high) per group. Returns SVG."""
-    with matplotlib.rc_context(_INK):
+    with _repeatable_text():
         figure = Figure(figsize=(8, 3.6), layout="constrained")
         axes = figure.subplots()
         width = 0.8 / max(len(arms), 1)
@@ -40,7 +44,7 @@ def shares(groups: Sequence[str], arms: Mapping[str, Sequence[tuple[float, float
 
 def curves(arms: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str) -> str:
     """One line for each arm through its (x, y) points. Returns SVG."""
-    with matplotlib.rc_context(_INK):
+    with _repeatable_text():
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         axes = figure.subplots()
         for arm, points in arms.items():

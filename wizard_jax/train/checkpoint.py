@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import google_crc32c
 import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
@@ -22,6 +23,7 @@ from configs.errors import UserError
 PARAMS = "params"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _COMMITTED = "commit_success.txt"
+_CHUNK = 1 << 24
 # What Orbax and TensorStore raise for bytes that are missing or wrong (a full memory is a RuntimeError).
 _DAMAGE = (OSError, ValueError, LookupError)
 
@@ -100,7 +102,7 @@ class CheckpointStore:
             raise CheckpointError(f"{self.folder} holds no checkpoint {step}; there are: {_listed(candidates)}")
         damaged: list[str] = []
         for candidate in (step,) if step is not None else reversed(candidates):
-            problem = self._missing(candidate)
+            problem = self._damage(candidate)
             if problem is None:
                 try:
                     trees = self._load(candidate, abstract)
@@ -132,7 +134,7 @@ class CheckpointStore:
         if jax.process_index() != 0:
             return
         written = self._manifest(step).with_suffix(".json.new")
-        written.write_text(json.dumps({"files": _sizes(self._path(step))}, indent=1, sort_keys=True))
+        written.write_text(json.dumps({"files": _files(self._path(step))}, indent=1, sort_keys=True))
         written.replace(self._manifest(step))
         earlier = [other for other in self.steps() if other <= step]
         for old in earlier[: -self._keep] if self._keep else ():
@@ -142,21 +144,23 @@ class CheckpointStore:
             if _UNFINISHED in path.name:
                 path.rmtree(missing_ok=True)
 
-    def _missing(self, step: int) -> str | None:
+    def _damage(self, step: int) -> str | None:
         """The first thing that is wrong with the files of `step`, or None."""
         folder, manifest = self._path(step), self._manifest(step)
-        expected: dict[str, int | None] = {_COMMITTED: None}
-        if manifest.exists():  # else the run died just after the commit
-            try:
-                expected = json.loads(manifest.read_text())["files"]
-            except (ValueError, LookupError, TypeError) as error:
-                return f"{manifest} can not be read: {_first_line(error)}"
-        there = _sizes(folder) if folder.exists() else {}
-        for name, size in expected.items():
+        if not manifest.exists():  # the run died just after the commit
+            return None if (folder / _COMMITTED).exists() else f"{folder / _COMMITTED} is missing"
+        try:
+            expected = json.loads(manifest.read_text())["files"]
+        except (ValueError, LookupError, TypeError) as error:
+            return f"{manifest} can not be read: {_first_line(error)}"
+        there = _files(folder) if folder.exists() else {}
+        for name, told in expected.items():
             if name not in there:
                 return f"{folder / name} is missing"
-            if size is not None and size != there[name]:
-                return f"{folder / name} has {there[name]:,} bytes of {size:,}"
+            if told["bytes"] != there[name]["bytes"]:
+                return f"{folder / name} has {there[name]['bytes']:,} bytes of {told['bytes']:,}"
+            if told != there[name]:
+                return f"{folder / name} has other bytes than were saved (CRC-32C)"
         return None
 
     def _load(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,20 +169,41 @@ class CheckpointStore:
         for name in abstract:
             if name not in saved:
                 raise CheckpointError(f"{path} holds no {name}, only {', '.join(sorted(saved))}")
+            if saved[name] is None:  # Orbax logs the reason and goes on
+                raise OSError(f"the metadata of {name} is damaged")
         if PARAMS in abstract:
             _check_shapes(abstract[PARAMS], saved[PARAMS], path=path)
-        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-        def placed(leaf: Any) -> Any:
-            return leaf.update(sharding=leaf.sharding or first)
-
-        return dict(ocp.load_checkpointables(path, jax.tree.map(placed, dict(abstract))))
+        return dict(ocp.load_checkpointables(path, jax.tree.map(_placed, dict(abstract))))
 
 
-def _sizes(folder: epath.Path) -> dict[str, int]:
-    """Bytes of every file under `folder`, by its path in there."""
+def _placed(leaf: Any) -> Any:
+    """The abstract array with a sharding over real devices: its own, or the first device.
+
+    One that was made under `jax.set_mesh` has the sharding of a mesh that names no devices.
+    """
+    abstract_mesh = isinstance(getattr(leaf.sharding, "mesh", None), jax.sharding.AbstractMesh)
+    if leaf.sharding is None or abstract_mesh:
+        return leaf.update(sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    return leaf
+
+
+def _files(folder: epath.Path) -> dict[str, dict[str, int]]:
+    """Size and checksum of every file under `folder`, by its path in there.
+
+    Orbax does not notice a changed byte among incompressible numbers.
+    """
     files = (parent / name for parent, _, names in folder.walk() for name in names)
-    return {str(path.relative_to(folder)): int(path.stat().length) for path in files}
+    return {
+        str(path.relative_to(folder)): {"bytes": int(path.stat().length), "crc32c": _checksum(path)} for path in files
+    }
+
+
+def _checksum(path: epath.Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum = google_crc32c.extend(checksum, chunk)
+    return checksum
 
 
 def _check_shapes(wanted: Any, saved: Any, *, path: epath.Path) -> None:

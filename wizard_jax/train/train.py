@@ -26,8 +26,9 @@ from configs.folder import open_stage, read_complete, write_atomically
 from configs.interrupt import stop_flag
 from data_gen.shards import dataset_folder
 from wizard_jax.data.conversations import Progress
-from wizard_jax.data.packing import PackedFolder, pack, rows_per_step
+from wizard_jax.data.packing import PackedFolder, pack
 from wizard_jax.data.pipeline import batches
+from wizard_jax.data.steps import StepRows, step_rows
 from wizard_jax.model.decoder import count_params
 from wizard_jax.model.sharding import RULES, batch_sharding, make_mesh
 from wizard_jax.tokenizer import Tokenizer
@@ -68,7 +69,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
         cache = Path(config.pack_cache) if config.pack_cache else folder.path.absolute().parent / "packed"
         packed = pack(config.data, tokenizer, cache_dir=cache, progress=progress)
         microbatch_ways = math.prod(mesh.shape[axis] for axis in RULES["batch"]) * config.gradient_accumulation
-        rows = rows_per_step(config.batch, stats=packed.stats, multiple_of=microbatch_ways)
+        rows = step_rows(config.batch, stats=packed.stats, multiple_of=microbatch_ways)
         _pin_input(folder.path, tokenizer=tokenizer, packed=packed, rows=rows)
 
         with jax.set_mesh(mesh), _checkpoints(config, folder.path) as checkpoints, stop_flag() as stop:
@@ -131,9 +132,9 @@ def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows: int) -> None:
+def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows: StepRows) -> None:
     """Write down what the run trains on; refuse to go on with anything else, as the config names only paths."""
-    now = {"tokenizer_sha256": tokenizer.sha256, "packed_sha256": packed.sha256, "rows_per_step": rows}
+    now = {"tokenizer_sha256": tokenizer.sha256, "packed_sha256": packed.sha256, "rows_per_step": str(rows.per_step)}
     file = folder / INPUT
     if file.exists():
         before = json.loads(file.read_text())
@@ -183,12 +184,14 @@ def _start(config: TrainConfig, *, steps: Steps) -> TrainState:
             return steps.start(restored.trees["params"])
 
 
-def _on_devices(packed: PackedFolder, *, mesh: Mesh, rows: int, seed: int, step: int) -> Iterator[dict[str, jax.Array]]:
+def _on_devices(
+    packed: PackedFolder, *, mesh: Mesh, rows: StepRows, seed: int, step: int
+) -> Iterator[dict[str, jax.Array]]:
     """The columns of every batch from `step` on, each row on the devices that compute it."""
     sharding = batch_sharding(mesh)
     for batch in batches(
         packed,
-        batch_rows=rows,
+        rows=rows,
         seed=seed,
         start_step=step,
         process_index=jax.process_index(),
@@ -198,14 +201,14 @@ def _on_devices(packed: PackedFolder, *, mesh: Mesh, rows: int, seed: int, step:
         yield {name: place(sharding, column) for name, column in batch._asdict().items()}
 
 
-def _summary(config: TrainConfig, folder: Path, *, packed: PackedFolder, rows: int) -> dict[str, Any]:
+def _summary(config: TrainConfig, folder: Path, *, packed: PackedFolder, rows: StepRows) -> dict[str, Any]:
     """Of all steps, whatever processes did them. Tokens a second is the median: compilation is in the seconds."""
     lines = read_metrics(folder)
     speeds = [line[TIMING]["tokens_per_second"] for line in lines]
     return {
         "steps": config.steps,
         "parameters": count_params(config.model),
-        "rows_per_step": rows,
+        "rows_per_step": float(rows.per_step),
         "trained_tokens": sum(line["trained_tokens"] for line in lines),
         "tokens": sum(line["tokens"] for line in lines),
         "seconds": sum(line[TIMING]["seconds"] for line in lines),

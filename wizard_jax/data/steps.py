@@ -1,0 +1,67 @@
+"""Which packed rows each step takes: a pure function of (seed, step), whatever was restarted."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from wizard_jax.data.config import DataError, RowsPerStep, TrainedTokensPerStep
+from wizard_jax.data.order import seeded_order
+from wizard_jax.data.packing import PackStats
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """How many rows a step takes of an endless order of rows.
+
+    A step takes `per_step` rows on average, and `batch_rows` at most; a batch is filled up with empty rows:
+
+        per_step 5/2, batch_rows 3       step 0: rows 0 1 -    step 1: rows 2 3 4    step 2: rows 5 6 -
+
+    so that any number of trained tokens a step can be kept, on any number of devices.
+    """
+
+    per_step: Fraction
+    batch_rows: int
+    """A multiple of what batches are divided by."""
+
+    def of(self, step: int) -> range:
+        """The places in the endless order that a step takes."""
+        return range(math.floor(step * self.per_step), math.floor((step + 1) * self.per_step))
+
+
+def step_rows(sizing: RowsPerStep | TrainedTokensPerStep, *, stats: PackStats, multiple_of: int = 1) -> StepRows:
+    """The rows of a step; `multiple_of` is what they are divided by (devices along the batch x microbatches).
+
+    Raises:
+      DataError: `rows` is no positive multiple of `multiple_of`, or `tokens` is less than a row holds on average.
+    """
+    if isinstance(sizing, RowsPerStep):
+        if sizing.rows < 1 or sizing.rows % multiple_of:
+            near = max(1, round(sizing.rows / multiple_of)) * multiple_of
+            raise DataError(
+                f"{sizing.rows} rows a step are no positive multiple of {multiple_of} "
+                f"(devices along the batch x microbatches): use {near}"
+            )
+        return StepRows(Fraction(sizing.rows), sizing.rows)
+    per_step = Fraction(sizing.tokens * stats.rows, stats.trained_tokens)
+    if per_step < 1:
+        raise DataError(
+            f"{sizing.tokens} trained tokens a step: a packed row holds {stats.mean_trained_tokens:.0f} on average, "
+            "so ask for at least that many"
+        )
+    return StepRows(per_step, math.ceil(per_step / multiple_of) * multiple_of)
+
+
+def row_indices(places: range, *, rows: int, seed: int) -> np.ndarray:
+    """The rows (int64) at some places of the endless order: one seeded permutation of all rows for each epoch."""
+    return np.array([_epoch_order(rows, seed, place // rows)[place % rows] for place in places], np.int64)
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
+    return seeded_order(rows, seed=seed, stream=epoch + 1)
