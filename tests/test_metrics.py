@@ -1,0 +1,118 @@
+"""Every step is in metrics.jsonl once, whatever was cut off, and TensorBoard shows the same."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from configs.errors import UserError
+from wizard_jax.train.metrics import MetricsLog, Recorder, read_metrics
+from wizard_jax.train.step import StepMetrics
+
+
+def log_steps(folder: pathlib.Path, first: int, last: int, *, scale: float = 1.0) -> None:
+    with MetricsLog(folder, step=first - 1) as log:
+        for step in range(first, last + 1):
+            log.write(step, measured={"loss": scale / step}, timing={"seconds": 0.5})
+        log.flush()
+
+
+def test_lines_hold_the_step_what_was_measured_and_apart_from_it_the_timing(tmp_path: pathlib.Path) -> None:
+    log_steps(tmp_path, 1, 2)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "loss": 1.0, "timing": {"seconds": 0.5}},
+        {"step": 2, "loss": 0.5, "timing": {"seconds": 0.5}},
+    ]
+
+
+def test_steps_after_the_restored_one_are_replaced_and_none_is_there_twice(tmp_path: pathlib.Path) -> None:
+    log_steps(tmp_path, 1, 9)
+    log_steps(tmp_path, 5, 7, scale=2.0)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["loss"] for line in lines] == [1.0, 1 / 2, 1 / 3, 1 / 4, 2 / 5, 2 / 6, 2 / 7]
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out_and_written_anew(tmp_path: pathlib.Path) -> None:
+    log_steps(tmp_path, 1, 3)
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-9])
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    log_steps(tmp_path, 3, 4)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_run_that_has_not_begun_has_no_lines(tmp_path: pathlib.Path) -> None:
+    assert read_metrics(tmp_path) == []
+
+
+def test_flushed_lines_are_seen_by_others_before_the_log_is_closed(tmp_path: pathlib.Path) -> None:
+    with MetricsLog(tmp_path, step=0) as log:
+        log.write(1, measured={"loss": 1.0}, timing={})
+        log.flush()
+        assert len(read_metrics(tmp_path)) == 1
+
+
+def test_tensorboard_reads_the_same_values(tmp_path: pathlib.Path) -> None:
+    log_steps(tmp_path, 1, 3)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    found = [(event.step, value.tag, value.simple_value) for event in events(file) for value in event.summary.value]
+    assert [(step, value) for step, tag, value in found if tag == "loss"] == [
+        (step, pytest.approx(1 / step)) for step in (1, 2, 3)
+    ]
+    assert {tag for _, tag, _ in found} == {"loss", "timing/seconds"}
+
+
+def events(file: pathlib.Path) -> list[Event]:
+    """The records of a TFRecord file: length, its checksum, bytes, their checksum."""
+    data, at, found = file.read_bytes(), 0, []
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 8], "little")
+        found.append(Event.FromString(data[at + 12 : at + 12 + size]))
+        at += 12 + size + 4
+    return found
+
+
+def metrics(loss: float) -> StepMetrics:
+    one = jnp.float32(1.0)
+    return StepMetrics(
+        loss_sum=jnp.float32(3 * loss),
+        weight=jnp.float32(3),
+        loss=jnp.float32(loss),
+        grad_norm=one,
+        learning_rate=one,
+        tokens=jnp.int32(7),
+    )
+
+
+def test_recorder_leaves_the_newest_steps_for_later_and_loses_none(tmp_path: pathlib.Path) -> None:
+    shown: list[int] = []
+    with Recorder(tmp_path, step=4, total=9, progress=lambda *seen: shown.append(seen[0])) as recorder:
+        for step in (5, 6, 7):
+            recorder.add(step, metrics(1.0))
+        recorder.record(lag=1)
+        assert [line["step"] for line in read_metrics(tmp_path)] == [5, 6]
+        recorder.record(lag=0)
+        recorder.record(lag=0)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [5, 6, 7]
+    assert lines[0].keys() == {"step", "loss", "grad_norm", "learning_rate", "trained_tokens", "tokens", "timing"}
+    assert (lines[0]["trained_tokens"], lines[0]["tokens"]) == (3, 7)
+    assert lines[0]["timing"]["tokens_per_second"] == pytest.approx(7 / lines[0]["timing"]["seconds"])
+    assert shown == [4, 6, 7]
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path: pathlib.Path, loss: float) -> None:
+    with Recorder(tmp_path, step=0, total=9, progress=lambda *_: None) as recorder:
+        recorder.add(1, metrics(2.0))
+        recorder.add(2, metrics(loss))
+        with pytest.raises(UserError, match=r"loss of step 2 .*peak_lr"):
+            recorder.record(lag=0)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]

@@ -1,0 +1,291 @@
+"""A run reads top to bottom, goes on after any kill with the same figures, and refuses what can not be meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from configs.folder import FolderError, read_complete
+from configs.interrupt import Interrupted
+from configs.loader import dump
+from data_gen.records import Record, Turn
+from data_gen.shards import write_dataset
+from wizard_jax.data.config import DataConfig, DataError, RowsPerStep, TrainedTokensPerStep
+from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.decoder import abstract_params, count_params
+from wizard_jax.model.sharding import MeshConfig
+from wizard_jax.tokenizer import train_tokenizer
+from wizard_jax.train.checkpoint import CheckpointError, CheckpointStore
+from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
+from wizard_jax.train.metrics import read_metrics
+from wizard_jax.train.optimizer import AdamW
+from wizard_jax.train.train import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 60
+CHILD = """
+import sys, time
+from configs.interrupt import Interrupted
+from configs.loader import load
+from wizard_jax.train.config import TrainConfig
+from wizard_jax.train.train import train
+try:
+    train(load(TrainConfig, [sys.argv[1]]), sys.argv[2], progress=lambda done, total, facts: time.sleep(0.1))
+except Interrupted as stopped:
+    sys.exit(stopped.exit_code)
+"""
+
+
+def quiet(done: int, total: int, facts: Any) -> None:
+    del done, total, facts
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with a data set of 60 conversations and a tokenizer trained on them."""
+    folder = tmp_path_factory.mktemp("material")
+    animals = ["owl", "fox", "hen", "cat", "dog", "ant"]
+    asked = [" and ".join(animals[: 1 + i % 6]) + f" number {i}" for i in range(60)]
+    records = [
+        Record(
+            id=f"s{i}/0",
+            lineage=f"s{i}",
+            turns=(Turn("user", f"Say {text}."), Turn("assistant", f"{text}, as you say.")),
+        )
+        for i, text in enumerate(asked)
+    ]
+    write_dataset(records, folder / "data", name="said", count=60, records_per_shard=20, description="echoes")
+    train_tokenizer([turn.content for r in records for turn in r.turns], folder / "tokenizer.model", vocab_size=320)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(material: pathlib.Path) -> TrainConfig:
+    return TrainConfig(
+        model=ModelConfig(vocab_size=320, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32),
+        init=RandomInit(),
+        tokenizer=str(material / "tokenizer.model"),
+        data=DataConfig(dataset=str(material / "data"), chat_format="wizardlm_7b", seq_len=128),
+        batch=RowsPerStep(rows=8),
+        optimizer=AdamW(peak_lr=0.01),
+        steps=STEPS,
+        checkpoint_every=20,
+        log_every=3,
+        pack_cache=str(material / "packed"),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The folder of the run that was never interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(config, out, progress=quiet)
+    return out
+
+
+def untimed(folder: pathlib.Path) -> list[str]:
+    """The lines of metrics.jsonl as they are, without the timing that ends each."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [line.partition(', "timing"')[0] for line in lines]
+
+
+def weights(folder: pathlib.Path, config: TrainConfig, *, step: int | None = None) -> Any:
+    with CheckpointStore(folder / "checkpoints") as store:
+        return jax.device_get(store.restore({"params": abstract_params(config.model)}, step=step).trees["params"])
+
+
+def test_a_run_leaves_what_the_next_stages_need(whole: pathlib.Path, config: TrainConfig) -> None:
+    lines = read_metrics(whole)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    assert (whole / "tokenizer.model").read_bytes() == pathlib.Path(config.tokenizer).read_bytes()
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir() if path.is_dir()) == ["40", "60"]
+    assert list((whole / "tensorboard").iterdir())
+    summary = read_complete(whole, stage="train")
+    assert summary["steps"] == STEPS
+    assert summary["parameters"] == count_params(config.model)
+    assert summary["trained_tokens"] == sum(line["trained_tokens"] for line in lines)
+    assert summary["tokens"] == sum(line["tokens"] for line in lines)
+    assert (summary["first_loss"], summary["last_loss"]) == (lines[0]["loss"], lines[-1]["loss"])
+    assert summary["packing"]["conversations"] == 60
+    assert summary["tokens_per_second"] > 0
+
+
+def test_a_finished_run_is_not_run_again(whole: pathlib.Path, config: TrainConfig) -> None:
+    before = (whole / "metrics.jsonl").stat().st_mtime_ns
+    assert train(config, whole, progress=quiet) == read_complete(whole)
+    assert (whole / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_progress_goes_up_to_all_steps(config: TrainConfig, tmp_path: pathlib.Path) -> None:
+    seen: list[tuple[int, int, dict[str, Any]]] = []
+    train(config, tmp_path / "run", progress=lambda done, total, facts: seen.append((done, total, dict(facts))))
+    steps = [done for done, total, facts in seen if total == STEPS and "loss" in facts]
+    assert steps[0] == 1
+    assert steps[-1] == STEPS
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("exit_code", [42, 130])
+def test_told_to_stop_it_saves_and_goes_on_with_the_same_figures(
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path, exit_code: int
+) -> None:
+    number = {42: signal.SIGTERM, 130: signal.SIGINT}[exit_code]
+
+    def stop_after_five(done: int, total: int, facts: Any) -> None:
+        if total == STEPS and done == 5 and "loss" in facts:
+            signal.raise_signal(number)
+
+    config = dataclasses.replace(config, log_every=1)
+    with pytest.raises(Interrupted) as stopped:
+        train(config, tmp_path / "run", progress=stop_after_five)
+    assert stopped.value.exit_code == exit_code
+    with pytest.raises(FolderError, match="not finished"):
+        read_complete(tmp_path / "run")
+    with CheckpointStore(tmp_path / "run" / "checkpoints") as store:
+        assert 5 < store.steps()[-1] < 20
+    train(config, tmp_path / "run", progress=quiet)
+    assert untimed(tmp_path / "run") == untimed(whole)
+    jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "run", config), weights(whole, config))
+
+
+def test_killed_with_no_warning_it_goes_on_with_the_same_figures_bit_for_bit(
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    settings, out = tmp_path / "run.gin", tmp_path / "run"
+    settings.write_text(dump(config))
+    command = [sys.executable, "-c", CHILD, str(settings), str(out)]
+    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "20.json").exists() or read_metrics(out)[-1]["step"] < 25:
+        assert child.poll() is None, f"it ended by itself with {child.returncode}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert read_metrics(out)[-1]["step"] < STEPS
+    train(config, out, progress=quiet)
+    assert untimed(out) == untimed(whole)
+    jax.tree.map(np.testing.assert_array_equal, weights(out, config), weights(whole, config))
+
+
+def unfinished(whole: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """A copy of a run that has not come to its end."""
+    shutil.copytree(whole, out)
+    (out / "complete.json").unlink()
+    return out
+
+
+def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_taken(
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = unfinished(whole, tmp_path / "run")
+    gone = next((out / "checkpoints" / "60" / "params").rglob("d/*"))
+    gone.unlink()
+    train(config, out, progress=quiet)
+    assert f"{gone} is missing" in caplog.text
+    assert "checkpoint 40" in caplog.text
+    assert untimed(out) == untimed(whole)
+    jax.tree.map(np.testing.assert_array_equal, weights(out, config, step=60), weights(whole, config))
+
+
+def test_with_no_complete_checkpoint_left_it_does_not_start_from_scratch(
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    out = unfinished(whole, tmp_path / "run")
+    for folder in ("40", "60"):
+        shutil.rmtree(out / "checkpoints" / folder)
+    with pytest.raises(CheckpointError, match="no complete checkpoint is left"):
+        train(config, out, progress=quiet)
+    assert untimed(out) == untimed(whole)
+
+
+def test_a_run_goes_on_with_another_mesh(config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    out = unfinished(whole, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints" / "60")
+    (out / "checkpoints" / "60.json").unlink()
+    train(dataclasses.replace(config, mesh=MeshConfig(slice=2, tensor=2)), out, progress=quiet)
+    losses, expected = ([line["loss"] for line in read_metrics(folder)] for folder in (out, whole))
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+def test_no_steps_save_the_initial_weights(config: TrainConfig, tmp_path: pathlib.Path) -> None:
+    summary = train(dataclasses.replace(config, steps=0), tmp_path / "run", progress=quiet)
+    assert (summary["steps"], summary["tokens"], summary["first_loss"]) == (0, 0, None)
+    initial = weights(tmp_path / "run", config, step=0)
+    assert float(np.std(initial["embed"])) == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_run_starts_from_the_weights_of_another(
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    config = dataclasses.replace(config, init=FromCheckpoint(path=str(whole)), steps=0)
+    train(config, tmp_path / "run", progress=quiet)
+    jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "run", config), weights(whole, config))
+
+
+def test_a_step_takes_the_rows_that_hold_its_trained_tokens(config: TrainConfig, tmp_path: pathlib.Path) -> None:
+    config = dataclasses.replace(config, batch=TrainedTokensPerStep(tokens=300))
+    summary = train(config, tmp_path / "run", progress=quiet)
+    assert summary["trained_tokens"] / STEPS == pytest.approx(300, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"batch": RowsPerStep(rows=12)}, DataError, "12.*8"),
+        ({"mesh": MeshConfig(fsdp=3)}, UserError, "8 device"),
+        ({"tokenizer": "nowhere/tokenizer.model"}, UserError, "nowhere"),
+        ({"init": FromCheckpoint(path="nowhere")}, UserError, "nowhere"),
+        ({"steps": -1}, UserError, "steps is -1"),
+        ({"optimizer": AdamW(peak_lr=1e30, clip_norm=None)}, UserError, "peak_lr"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused_and_nothing_looks_complete(
+    config: TrainConfig, tmp_path: pathlib.Path, change: dict[str, Any], error: type[UserError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(dataclasses.replace(config, **change), tmp_path / "run", progress=quiet)
+    assert not (tmp_path / "run" / "complete.json").exists()
+
+
+def test_a_vocabulary_larger_than_the_model_s_is_refused(config: TrainConfig, tmp_path: pathlib.Path) -> None:
+    model = dataclasses.replace(config.model, vocab_size=300)
+    with pytest.raises(UserError, match=r"model\.vocab_size is 300"):
+        train(dataclasses.replace(config, model=model), tmp_path / "run", progress=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_model_are_refused_by_name(
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    model = dataclasses.replace(config.model, d_ff=64)
+    config = dataclasses.replace(config, model=model, init=FromCheckpoint(path=str(whole)))
+    with pytest.raises(CheckpointError, match="layers/down"):
+        train(config, tmp_path / "run", progress=quiet)
+
+
+def test_a_run_does_not_go_on_with_other_data(config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    out = unfinished(whole, tmp_path / "run")
+    pinned = json.loads((out / "input.json").read_text())
+    (out / "input.json").write_text(json.dumps({**pinned, "packed_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="packed_sha256"):
+        train(config, out, progress=quiet)
+
+
+def test_the_folder_of_another_run_is_refused(config: TrainConfig, whole: pathlib.Path) -> None:
+    with pytest.raises(FolderError, match="seed"):
+        train(dataclasses.replace(config, seed=5), whole, progress=quiet)
