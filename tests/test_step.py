@@ -43,11 +43,11 @@ def conversations() -> list[tuple[np.ndarray, np.ndarray]]:
     return made
 
 
-def rows_of(groups: list[list[int]], *, length: int = LENGTH) -> dict[str, np.ndarray]:
+def rows_of(groups: list[list[int]]) -> dict[str, np.ndarray]:
     """The columns of a Batch in which row r holds the conversations `groups[r]`."""
     names = ("tokens", "targets", "positions", "segment_ids")
-    columns = {name: np.zeros((len(groups), length), np.int32) for name in names}
-    columns["loss_weights"] = np.zeros((len(groups), length), np.float32)
+    columns = {name: np.zeros((len(groups), LENGTH), np.int32) for name in names}
+    columns["loss_weights"] = np.zeros((len(groups), LENGTH), np.float32)
     made = conversations()
     for row, group in enumerate(groups):
         at = 0
@@ -142,8 +142,8 @@ def test_packed_rows_give_the_loss_and_gradients_of_one_conversation_a_row() -> 
         return loss.total / loss.weight
 
     gradient = jax.jit(jax.value_and_grad(mean))
-    packed, packed_gradients = gradient(weights(), rows_of(PACKED))
-    alone, alone_gradients = gradient(weights(), rows_of([[index] for index in range(2 * ROWS)], length=12))
+    packed, packed_gradients = gradient(weights(), rows_of(PACKED + [[]] * ROWS))
+    alone, alone_gradients = gradient(weights(), rows_of([[index] for index in range(2 * ROWS)]))
     np.testing.assert_allclose(packed, alone, rtol=1e-6)
     assert_trees_close(packed_gradients, alone_gradients, atol=1e-7)
 

@@ -46,7 +46,8 @@ class CheckpointStore:
     def __init__(self, folder: str | os.PathLike[str], *, keep: int | None = None) -> None:
         """`keep` newest checkpoints survive a save; None keeps all."""
         assert keep is None or keep > 0, keep
-        self.folder = epath.Path(folder)
+        name = os.fspath(folder)
+        self.folder = epath.Path(name if "://" in name else os.path.abspath(name))  # Orbax takes no relative path
         self._keep = keep
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None

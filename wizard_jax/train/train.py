@@ -82,6 +82,8 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
                 mesh=mesh,
             )
             restored = _restore(checkpoints, steps=steps)
+            if restored is None and read_metrics(folder.path):
+                _log.warning("%s was stopped before its first checkpoint: it starts from the beginning", folder.path)
             state = _start(config, steps=steps) if restored is None else restored
             done = int(state.step)
             saved = None if restored is None else done
@@ -125,7 +127,7 @@ def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
             "lower the one or raise the other"
         )
     dataset_folder(Path(config.data.dataset))
-    if isinstance(config.init, FromCheckpoint) and not CheckpointStore(_weights_of(config.init)).steps():
+    if isinstance(config.init, FromCheckpoint) and not _weights_of(config.init).steps():
         raise TrainError(
             f"init.path {config.init.path} holds no checkpoint: give the folder of a finished `wizard train` "
             "or `wizard import`"
@@ -150,11 +152,11 @@ def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows
 
 
 def _checkpoints(config: TrainConfig, folder: Path) -> CheckpointStore:
-    return CheckpointStore(folder.absolute() / CHECKPOINTS, keep=config.keep_checkpoints)
+    return CheckpointStore(folder / CHECKPOINTS, keep=config.keep_checkpoints)
 
 
-def _weights_of(init: FromCheckpoint) -> str:
-    return os.path.join(init.path, CHECKPOINTS) if "://" in init.path else os.path.abspath(f"{init.path}/{CHECKPOINTS}")
+def _weights_of(init: FromCheckpoint) -> CheckpointStore:
+    return CheckpointStore(f"{init.path}/{CHECKPOINTS}")
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
@@ -178,7 +180,7 @@ def _start(config: TrainConfig, *, steps: Steps) -> TrainState:
         case RandomInit(seed=seed):
             return steps.init(jax.random.key(seed))
         case FromCheckpoint() as init:
-            restored = CheckpointStore(_weights_of(init)).restore({"params": steps.abstract.params})
+            restored = _weights_of(init).restore({"params": steps.abstract.params})
             for note in restored.notes:
                 _log.warning(note)
             return steps.start(restored.trees["params"])
