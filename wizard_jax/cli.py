@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "write one page that compares evaluations")
     report.add_argument("evaluations", type=Path, nargs="+", metavar="EVAL")
     report.add_argument("--out", type=Path, required=True, help="the .html file to write")
+    _add_launch(verbs.add_parser("launch", help="run a verb that is started again when it is cut off"))
     simulate = add("simulate-llm", _simulate_llm, "serve the simulated model over HTTP, in the OpenAI wire format")
     simulate.add_argument("--port", type=int, default=8000)
     simulate.add_argument("--seed", type=int, default=0, help="of the faults on the wire")
@@ -104,6 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor = add("doctor", _doctor, "say what is installed, found and writable here")
     doctor.add_argument("folders", type=Path, nargs="*", help="folders that you mean to write to")
     return parser
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    places = parser.add_subparsers(metavar="WHERE", required=True)
+    text = "run a verb on this machine, and again after exit code 42 or death by a signal"
+    local = places.add_parser("local", help=text, description=text, usage="%(prog)s [options] -- VERB ...")
+    local.add_argument("--restarts", type=int, default=3, help="how often at most (default: 3)")
+    local.add_argument("--log", type=Path, help="a file to append its output to")
+    local.add_argument("command", nargs=argparse.REMAINDER, metavar="-- VERB ...", help="a verb with its arguments")
+    local.set_defaults(verb=_launch_local)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -224,6 +235,17 @@ def _simulate_llm(arguments: argparse.Namespace) -> None:
     from data_gen.llm.server import run_server
 
     run_server(port=arguments.port, faults=load(Faults, [], arguments.settings), seed=arguments.seed)
+
+
+def _launch_local(arguments: argparse.Namespace) -> int:
+    from configs.errors import UserError
+    from launch.local import run_locally
+
+    words = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not words:
+        raise UserError("wizard launch local runs a verb: write it after --, as in -- train FILE --out FOLDER")
+    command = [sys.executable, "-P", "-m", "wizard_jax", *words]
+    return run_locally(command, restarts=arguments.restarts, log=arguments.log)
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
