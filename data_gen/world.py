@@ -143,17 +143,20 @@ def render(task: Task) -> str:
 
 
 def parse(text: str) -> Task | None:
-    """The task that a text states, or None if it states none of this world. Inverse of `render`."""
-    head, newline, body = text.strip().partition(".\n")
-    opener, colon, chain = head.partition(": ")
-    if not newline or not colon or opener not in OPENERS:
-        return None
+    """The task that a text states, or None if it states none of this world.
+
+    Inverse of `render`, letter for letter; only space around the whole text is overlooked.
+    """
+    text = text.strip()
+    head, _, body = text.partition(".\n")
+    opener, _, chain = head.partition(": ")
     steps = [_BY_PHRASE.get(phrase) for phrase in chain.split(", then ")]
     form, items = _read_items(body)
-    if items is None or None in steps:
+    known = set(items) <= set(WORDS) or set(items) <= set(NUMBERS)
+    if opener not in OPENERS or None in steps or not items or not known:
         return None
     task = Task(tuple(step.name for step in steps if step), items, form, opener)
-    return task if is_valid(task) else None
+    return task if is_valid(task) and render(task) == text else None
 
 
 def count_steps(text: str) -> int:
@@ -206,22 +209,12 @@ def _write_items(items: Sequence[str], form: Form) -> str:
             return f"<items>{' '.join(items)}</items>"
 
 
-_XML = re.compile("<items>([^<>]+)</items>")
-
-
-def _read_items(text: str) -> tuple[Form, Items | None]:
-    """The form and the list that an input holds; None where it holds none of this world."""
-    form: Form = "plain"
-    items: Items = tuple(text.split(" "))
+def _read_items(text: str) -> tuple[Form, Items]:
+    """The form and the list that an input seems to hold; `parse` checks that it is written so."""
     if text.startswith("["):
-        form = "json"
-        try:
-            items = tuple(str(item) for item in json.loads(text))
-        except json.JSONDecodeError:
-            return form, None
-    elif text.startswith("item\n"):
-        form, items = "csv", tuple(text.split("\n")[1:])
-    elif matched := _XML.fullmatch(text):
-        form, items = "xml", tuple(matched[1].split(" "))
-    known = bool(items) and (set(items) <= set(WORDS) or set(items) <= set(NUMBERS))
-    return form, items if known else None
+        return "json", tuple(re.findall('"([^"]*)"', text))
+    if text.startswith("item\n"):
+        return "csv", tuple(text.split("\n")[1:])
+    if text.startswith("<"):
+        return "xml", tuple(text.removeprefix("<items>").removesuffix("</items>").split(" "))
+    return "plain", tuple(text.split(" "))
