@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from configs.folder import write_atomically
 from data_gen import shards
 from data_gen.page import Html, bar, element, page, table
 from data_gen.records import Record
@@ -59,7 +60,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
             ],
         ),
     )
-    target.write_text(text, encoding="utf-8")
+    write_atomically(target, text)
     return target
 
 

@@ -6,8 +6,10 @@ Exit codes: 0 done; 1 a bug; 2 the user's mistake; 42 stopped by SIGTERM, saved,
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from configs.interrupt import Interrupted
 
     try:
-        code: int | None = arguments.verb(arguments)
+        with _stopped_by_sigterm():
+            code: int | None = arguments.verb(arguments)
     except UserError as error:
         print(f"wizard: {error}", file=sys.stderr)
         return 2
@@ -32,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wizard: {stopped}", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
+        print("wizard: stopped at once: run the same command to go on", file=sys.stderr)
         return 130
     except ImportError as error:
         from wizard_jax.doctor import extra_for
@@ -42,6 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wizard: {error}. It comes with an extra: pip install 'wizard-jax[{extra}]'", file=sys.stderr)
         return 2
     return code or 0
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """For what has no flag of its own to look at: it leaves whole files or none, so it may stop anywhere."""
+    from configs.interrupt import EXIT_CODES, Interrupted
+
+    def told(*_: object) -> None:
+        raise Interrupted(EXIT_CODES[signal.SIGTERM])
+
+    before = signal.signal(signal.SIGTERM, told)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -128,6 +147,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     diff.add_argument("stage", choices=("evolve", "train", "eval"))
     diff.add_argument("left")
     diff.add_argument("right")
+    diff.add_argument("settings", nargs="*", metavar="path=value", help="for both, such as what they leave open")
     diff.set_defaults(verb=_config_diff)
     paths = actions.add_parser("paths", help="every setting that there is, with type and default")
     paths.add_argument("stage", choices=("evolve", "train", "eval"))
@@ -181,26 +201,34 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from wizard_jax.doctor import check_platforms
     from wizard_jax.progress import show_progress
     from wizard_jax.train.config import TrainConfig
     from wizard_jax.train.train import train
 
+    check_platforms()
     config = _load(TrainConfig, arguments)
     with show_progress("train") as progress:
         summary = train(config, arguments.out, progress=progress)
-    _say(f"{summary['steps']:,} steps on {summary['trained_tokens']:,} trained tokens; the run is in {arguments.out}")
+    _say(
+        f"{summary['steps']:,} steps on {summary['trained_tokens']:,.0f} trained tokens; the run is in {arguments.out}"
+    )
 
 
 def _import(arguments: argparse.Namespace) -> None:
+    from wizard_jax.doctor import check_platforms
     from wizard_jax.transfer import import_model
 
+    check_platforms()
     config = import_model(arguments.source, arguments.out, chat_format=arguments.chat_format)
     _say(f"a model of {config.n_layers} layers in {arguments.out}; train from it with init=@FromCheckpoint")
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from wizard_jax.doctor import check_platforms
     from wizard_jax.transfer import export_model
 
+    check_platforms()
     out = arguments.out or arguments.run / "hf"
     export_model(
         arguments.run, out, step=arguments.step, dtype=arguments.dtype, chat_format=arguments.chat_format or ""
@@ -209,10 +237,12 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
+    from wizard_jax.doctor import check_platforms
     from wizard_jax.evaluate.config import EvalConfig
     from wizard_jax.evaluate.evaluate import evaluate
     from wizard_jax.progress import show_progress
 
+    check_platforms()
     config = _load(EvalConfig, arguments)
     with show_progress("eval") as progress:
         results = evaluate(config, arguments.out, progress=progress)
@@ -271,7 +301,8 @@ def _config_diff(arguments: argparse.Namespace) -> None:
     from wizard_jax.progress import show_table
 
     root = _root(arguments.stage)
-    found = diff(load(root, [arguments.left]), load(root, [arguments.right]))
+    left, right = (load(root, [file], arguments.settings) for file in (arguments.left, arguments.right))
+    found = diff(left, right)
     rows = [(one.path, one.left or "-", one.right or "-", one.role) for one in found]
     show_table(("setting", arguments.left, arguments.right, "role"), rows)
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from configs.errors import UserError
+
 PACKAGES = (
     "wizard-jax",
     "jax",
@@ -25,7 +27,7 @@ PACKAGES = (
 )
 
 EXTRAS = MappingProxyType({"tpu": "libtpu", "cuda": "jax_cuda12_plugin"})
-"""Extra -> the module that shows that it is installed."""
+"""Extra, which is also the name of a JAX platform -> the module that shows that it is installed."""
 
 Finding = tuple[str, str, str]
 
@@ -47,6 +49,17 @@ def extra_for(error: ImportError) -> str | None:
     return next((extra for extra, module in EXTRAS.items() if module == missing), None)
 
 
+def check_platforms() -> None:
+    """Raises UserError where JAX_PLATFORMS asks for devices whose extra is not installed."""
+    for platform_name in os.environ.get("JAX_PLATFORMS", "").lower().split(","):
+        extra = {"gpu": "cuda"}.get(platform_name, platform_name)
+        if extra in EXTRAS and not importlib.util.find_spec(EXTRAS[extra]):
+            raise UserError(
+                f"JAX_PLATFORMS asks for {platform_name}, and {EXTRAS[extra]} is not installed. "
+                f"It comes with an extra: pip install 'wizard-jax[{extra}]', or set JAX_PLATFORMS=cpu"
+            )
+
+
 def _python_advice() -> str:
     return "" if platform.python_version_tuple()[:2] == ("3", "11") else "3.11 is what is tested"
 
@@ -62,9 +75,12 @@ def _devices() -> Finding:
     import jax
 
     try:
+        check_platforms()
         devices = jax.devices()
+    except UserError as error:
+        return "devices", "none", str(error)
     except RuntimeError as error:
-        return "devices", str(error).splitlines()[0], "set JAX_PLATFORMS, or install [tpu] or [cuda]"
+        return "devices", str(error).splitlines()[0], "set JAX_PLATFORMS to what is here, or to cpu"
     kinds = sorted({device.device_kind for device in devices})
     advice = "fine for the quickstart; a TPU or GPU for more" if devices[0].platform == "cpu" else ""
     return "devices", f"{len(devices)} x {', '.join(kinds)}", advice

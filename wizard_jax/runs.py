@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from configs.errors import UserError
-from configs.folder import load_config, read_identity
+from configs.folder import IDENTITY, load_config, read_identity
 from configs.loader import setting
 from wizard_jax.convert import importing
 from wizard_jax.model import decoder
@@ -17,8 +19,10 @@ from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import shardings
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
-from wizard_jax.train.config import TrainConfig
+from wizard_jax.train.config import FromCheckpoint, TrainConfig
 from wizard_jax.train.train import CHECKPOINTS, TOKENIZER
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,8 @@ class OpenedModel:
     tokenizer: Tokenizer
     chat_format: str
     """'' where the folder names none."""
-    trained_on: str
-    """The data set's folder; '' where the folder names none."""
+    trained_on: tuple[str, ...]
+    """The data sets' folders: the run's own, then those of the runs that its weights come from."""
     step: int | None
     """Of the checkpoint; None for a Hugging Face folder."""
     notes: tuple[str, ...] = ()
@@ -54,7 +58,7 @@ def open_model(path: Path, *, step: int | None = None, mesh: jax.sharding.Mesh |
     Raises:
       UserError: no such folder, no model in it, or no such step.
     """
-    if (path / "identity.json").exists():
+    if (path / IDENTITY).exists():
         return _open_stage(path, step=step, mesh=mesh)
     if (path / "config.json").exists():
         if step is not None:
@@ -68,15 +72,17 @@ def _open_stage(path: Path, *, step: int | None, mesh: jax.sharding.Mesh | None)
     stage = read_identity(path).stage
     if stage == "train":
         run = load_config(TrainConfig, path)
-        model, chat_format, trained_on = run.model, run.data.chat_format, run.data.dataset
+        model, chat_format, trained_on = run.model, run.data.chat_format, _datasets(run)
     elif stage == "import":
         imported = load_config(ImportConfig, path)
-        model, chat_format, trained_on = imported.model, imported.chat_format, ""
+        model, chat_format, trained_on = imported.model, imported.chat_format, ()
     else:
         raise UserError(f"{path} was made by wizard {stage} and holds no model: give the folder of a run")
     abstract = _placed(decoder.abstract_params(model), model, mesh)
     with CheckpointStore(path / CHECKPOINTS) as store:
         restored = store.restore({PARAMS: abstract}, step=step)
+    for note in restored.notes:
+        _log.warning(note)
     return OpenedModel(
         path=path,
         params=restored.trees[PARAMS],
@@ -89,6 +95,14 @@ def _open_stage(path: Path, *, step: int | None, mesh: jax.sharding.Mesh | None)
     )
 
 
+def _datasets(run: TrainConfig) -> tuple[str, ...]:
+    own = (run.data.dataset,)
+    if not isinstance(run.init, FromCheckpoint) or not (epath.Path(run.init.path) / IDENTITY).exists():
+        return own
+    trained = read_identity(run.init.path).stage == "train"
+    return own + (_datasets(load_config(TrainConfig, run.init.path)) if trained else ())
+
+
 def _open_hugging_face(path: Path, *, mesh: jax.sharding.Mesh | None) -> OpenedModel:
     model = importing.read_model_config(path)
     abstract = decoder.abstract_params(model)
@@ -99,7 +113,7 @@ def _open_hugging_face(path: Path, *, mesh: jax.sharding.Mesh | None) -> OpenedM
         config=model,
         tokenizer=Tokenizer(path / TOKENIZER),
         chat_format=importing.read_chat_format(path),
-        trained_on="",
+        trained_on=(),
         step=None,
     )
 

@@ -54,13 +54,13 @@ def export_model(
     chat_format = chat_format or model.chat_format
     if not chat_format:
         raise UserError(f"{run} names no chat format: say which it was trained with by --chat-format")
-    card = model_card(model, dtype=dtype)
+    card = model_card(model, dtype=dtype, chat_format=chat_format)
     if (out / "README.md").exists() and (out / "README.md").read_text(encoding="utf-8") == card:
         return
     export_hf(model.params, model.config, run / TOKENIZER, out, chat_format=chat_format, card=card, dtype=dtype)
 
 
-def model_card(model: OpenedModel, *, dtype: str) -> str:
+def model_card(model: OpenedModel, *, dtype: str, chat_format: str) -> str:
     """The README.md of an exported model: what it is, what it was trained on, by which settings."""
     lines = [
         "---",
@@ -72,23 +72,26 @@ def model_card(model: OpenedModel, *, dtype: str) -> str:
         "",
     ]
     lines.append(f"A LLaMA with {model.config.n_layers} layers, written in {dtype} by wizard_jax.")
-    lines += [f"It was trained with the chat format `{model.chat_format}`."] if model.chat_format else []
+    lines.append(f"It was trained with the chat format `{chat_format}`.")
     stage = read_identity(model.path).stage
     if stage == "train":
         run = load_config(TrainConfig, model.path)
-        lines += ["", f"Checkpoint {model.step} of {run.steps} steps.", *_data_lines(Path(model.trained_on))]
+        lines += ["", f"Checkpoint {model.step} of {run.steps} steps.", "", "## Data"]
+        lines += [line for dataset in model.trained_on for line in _data_lines(Path(dataset))]
         lines += ["", "## Settings", "", "```", dump(run).rstrip(), "```"]
+    else:
+        lines += ["", f"It was imported from {load_config(ImportConfig, model.path).source}, and not trained since."]
     return "\n".join(lines) + "\n"
 
 
 def _data_lines(dataset: Path) -> list[str]:
     """What is known of a data set: how many records, and which model wrote them."""
     if not (dataset / "identity.json").exists():
-        return ["", f"Data: {dataset}"]
+        return ["", f"Conversations of {dataset}."]
     summary = read_complete(dataset)
     config = load_config(EvolveConfig, dataset)
     models = ", ".join(summary["models"])
-    lines = ["", "## Data", "", f"{summary['records']:,} conversations, evolved in up to {config.rounds} rounds."]
+    lines = ["", f"{summary['records']:,} conversations, evolved in up to {config.rounds} rounds."]
     lines.append(f"Instructions were rewritten and answered by: {models}.")
     if "simulated-llm" in models:
         lines += ["", "That model is a simulation: this checkpoint shows that the pipeline works, and nothing else."]

@@ -8,13 +8,14 @@ Every answer is written down as it comes, so a run that was stopped asks only fo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
 from configs.folder import open_stage, read_complete, write_atomically
+from configs.interrupt import StopFlag, stop_flag
 from data_gen.records import Turn
 from wizard_jax.chat import encode_prompt, get_format
 from wizard_jax.evaluate.config import EvalConfig
@@ -26,6 +27,8 @@ from wizard_jax.runs import OpenedModel, open_model
 ANSWERS = "simulated_world.jsonl"
 RESULTS = "results.json"
 
+_NOTHING = {"id": None}  # no row has it
+
 Progress = Callable[[int, int, dict[str, int | str]], None]
 
 
@@ -34,6 +37,7 @@ def evaluate(config: EvalConfig, out: Path, *, progress: Progress) -> dict[str, 
 
     Raises:
       UserError: no model, no chat format, or a run whose own training data is not among `task.held_out_from`.
+      Interrupted: SIGTERM or Ctrl-C came; the answers so far are kept.
     """
     with open_stage(out, config, stage="eval") as folder:
         if folder.is_complete:
@@ -42,7 +46,8 @@ def evaluate(config: EvalConfig, out: Path, *, progress: Progress) -> dict[str, 
         seen = simulated_world.read_seen(config.task.held_out_from)
         _check_held_out(model, seen)
         samples, thrown_away = simulated_world.samples(config.task, seen)
-        rows = _answer_all(samples, model, config, out / ANSWERS, progress)
+        with stop_flag() as stop:
+            rows = _answer_all(samples, model, config, out / ANSWERS, progress, stop)
         results = {
             "label": config.label or Path(config.model).name,
             "model": config.model,
@@ -63,22 +68,32 @@ def evaluate(config: EvalConfig, out: Path, *, progress: Progress) -> dict[str, 
 
 def _check_held_out(model: OpenedModel, seen: simulated_world.Seen) -> None:
     folders = {Path(folder).resolve() for folder, _, _ in seen.datasets}
-    if model.trained_on and Path(model.trained_on).resolve() not in folders:
-        raise UserError(
-            f"{model.path} was trained on {model.trained_on}, which task.held_out_from does not name: "
-            "add it, or the tasks may be ones that it was trained on"
-        )
+    for dataset in model.trained_on:
+        if Path(dataset).resolve() not in folders:
+            raise UserError(
+                f"{model.path} was trained on {dataset}, which task.held_out_from does not name: "
+                "add it, or the tasks may be ones that it was trained on"
+            )
 
 
 def _answer_all(
-    samples: Sequence[simulated_world.Sample], model: OpenedModel, config: EvalConfig, file: Path, progress: Progress
+    samples: Sequence[simulated_world.Sample],
+    model: OpenedModel,
+    config: EvalConfig,
+    file: Path,
+    progress: Progress,
+    stop: StopFlag,
 ) -> list[dict[str, Any]]:
     """A row for every sample, in order; rows that `file` already has are kept, the others appended as they come."""
-    rows = _read_rows(file)
-    missing = [sample for sample in samples if sample.id not in rows]
+    if not model.chat_format:
+        raise UserError(f"{model.path} names no chat format: import it with wizard import --chat-format NAME")
     chat_format = get_format(model.chat_format)
+    asked = {sample.id: {**asdict(sample), "step": model.step} for sample in samples}
+    rows = _keep_rows(file, asked)
+    missing = [sample for sample in samples if sample.id not in rows]
     with file.open("a", encoding="utf-8") as stream:
         for start in range(0, len(missing), config.batch_size):
+            stop.raise_if_set()
             chunk = missing[start : start + config.batch_size]
             prompts = [
                 encode_prompt((Turn("user", sample.instruction),), chat_format=chat_format, tokenizer=model.tokenizer)
@@ -95,7 +110,7 @@ def _answer_all(
             )
             for sample, tokens in zip(chunk, answers, strict=True):
                 completion = model.tokenizer.decode(tokens.tolist())
-                row = {**asdict(sample), "completion": completion}
+                row = {**asked[sample.id], "completion": completion}
                 row |= asdict(simulated_world.score(sample, completion))
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
                 rows[sample.id] = row
@@ -105,16 +120,20 @@ def _answer_all(
     return [rows[sample.id] for sample in samples]
 
 
-def _read_rows(file: Path) -> dict[str, dict[str, Any]]:
-    """The whole rows of a file; a last line that was cut off by a kill is taken away."""
+def _keep_rows(file: Path, asked: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The rows of a file that answer what is asked now, of this checkpoint; all else is taken out of the file.
+
+    Else is a last line that a kill cut off, or answers from before the run or its data went on.
+    """
     if not file.exists():
         return {}
     data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        file.write_bytes(whole)
-    rows = [json.loads(line) for line in whole.splitlines()]
-    return {row["id"]: row for row in rows}
+    lines = data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
+    rows = {row["id"]: row for row in map(json.loads, lines) if row.items() >= asked.get(row["id"], _NOTHING).items()}
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
+    if text.encode() != data:
+        write_atomically(file, text)
+    return rows
 
 
 def _bands(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

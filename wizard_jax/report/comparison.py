@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.folder import load_config, read_complete
+from configs.folder import COMPLETE, load_config, read_complete, write_atomically
 from data_gen.llm.simulated import EFFECTS
 from data_gen.page import Html, element, figure, page, table
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.statistics import Proportion, difference
 from wizard_jax.evaluate.tasks.simulated_world import BANDS
 from wizard_jax.report import plots
+from wizard_jax.train.metrics import read_metrics
 
 SAMPLES_SHOWN = 2  # of each band, for each model
 POINTS = 300  # of a curve; more would only make the file larger
@@ -36,7 +38,7 @@ class Arm:
     label: str
     results: Mapping[str, Any]
     run: Mapping[str, Any] | None
-    """The summary of the run that trained it, where that is known."""
+    """The summary of the finished run that trained it, where that is known."""
     metrics: Sequence[tuple[float, float]]
     """(step, training loss)."""
 
@@ -50,11 +52,16 @@ def read_arm(folder: Path) -> Arm:
     config = load_config(EvalConfig, folder)
     label = config.label or str(results["label"])
     run = Path(config.model)
-    if not (run / "metrics.jsonl").exists():
+    if not (run / "metrics.jsonl").exists() or not (run / COMPLETE).exists():
         return Arm(folder, label, results, None, ())
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_metrics(run)
     return Arm(folder, label, results, read_complete(run, stage="train"), [(r["step"], r["loss"]) for r in rows])
+
+
+def _told_apart(arms: Sequence[Arm]) -> list[Arm]:
+    """Arms that share a label get the name of their folder with it."""
+    times = Counter(arm.label for arm in arms)
+    return [arm if times[arm.label] == 1 else replace(arm, label=f"{arm.label} ({arm.folder})") for arm in arms]
 
 
 def comparison_rows(arms: Sequence[Arm]) -> list[tuple[str, ...]]:
@@ -76,7 +83,7 @@ def write_report(folders: Sequence[Path], target: Path) -> list[Arm]:
     Raises:
       UserError: an evaluation is not finished, or they did not answer the same tasks.
     """
-    arms = [read_arm(folder) for folder in folders]
+    arms = _told_apart([read_arm(folder) for folder in folders])
     _check_same_tasks(arms)
     shares = {arm.label: [(b.share, b.low, b.high) for b in map(arm.band, BANDS)] for arm in arms}
     losses = {arm.label: arm.metrics[:: max(1, len(arm.metrics) // POINTS)] for arm in arms if len(arm.metrics) > 1}
@@ -101,7 +108,7 @@ def write_report(folders: Sequence[Path], target: Path) -> list[Arm]:
         *(_answers(arm) for arm in arms),
     ]
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page("What evolution bought, in a simulated world", *parts), encoding="utf-8")
+    write_atomically(target, page("What evolution bought, in a simulated world", *parts))
     return arms
 
 
@@ -159,8 +166,8 @@ def _training(arms: Sequence[Arm]) -> Html:
     rows = []
     for arm in arms:
         told = arm.run or {}
-        values = [told.get(name, told.get("data", {}).get(name, "")) for name in names]
-        rows.append((arm.label, *(f"{v:,.0f}" if isinstance(v, int | float) else v for v in values)))
+        values = [told.get(name, told.get("packing", {}).get(name, "")) for name in names]
+        rows.append((arm.label, *(f"{v:,.1f}" if isinstance(v, float) else f"{v:,}" if v != "" else v for v in values)))
     trained = [arm.run["trained_tokens"] for arm in arms if arm.run and arm.run["trained_tokens"]]
     said = ""
     if len(trained) > 1:
