@@ -1,8 +1,15 @@
-"""Eight fake devices, strict dtypes and no network, set before JAX starts."""
+"""Eight fake devices, strict dtypes and no network, set before JAX starts; a tiny run that tests share."""
+
+from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tiny_flow import Flow
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -14,3 +21,11 @@ os.environ["MPLBACKEND"] = "agg"
 # A shared machine is slow at times; a test that hangs is found by the whole suite's time.
 settings.register_profile("wizard", deadline=None)
 settings.load_profile("wizard")
+
+
+@pytest.fixture(scope="session")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    """A tiny data set, a tokenizer and a run of two steps; not to be changed."""
+    from tiny_flow import make_flow
+
+    return make_flow(tmp_path_factory.mktemp("flow"))

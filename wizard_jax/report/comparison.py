@@ -167,7 +167,7 @@ def _training(arms: Sequence[Arm]) -> Html:
     for arm in arms:
         told = arm.run or {}
         values = [told.get(name, told.get("packing", {}).get(name, "")) for name in names]
-        rows.append((arm.label, *(f"{v:,.1f}" if isinstance(v, float) else f"{v:,}" if v != "" else v for v in values)))
+        rows.append((arm.label, *("" if v == "" else f"{v:,.{0 if v == round(v) else 1}f}" for v in values)))
     trained = [arm.run["trained_tokens"] for arm in arms if arm.run and arm.run["trained_tokens"]]
     said = ""
     if len(trained) > 1:

@@ -23,7 +23,7 @@ def _svg(figure: Figure) -> str:
     with warnings.catch_warnings():
         # It only measures the text with this font: a browser has the letters that it lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
