@@ -7,15 +7,34 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from configs.folder import write_atomically
 from data_gen import shards
-from data_gen.page import Html, bar, element, page, table
+from data_gen.operations import OPERATIONS
+from data_gen.page import Content, Html, bar, element, page, table
 from data_gen.records import Record
 
 LINEAGES_SHOWN = 12
 REJECTED_SHOWN = 12
+
+RULES = MappingProxyType(
+    {
+        "no_gain": "the rewritten instruction was judged equal to the one before",
+        "refusal": "the answer says sorry, in few words",
+        "empty_answer": "the answer holds only punctuation and stop words",
+        "copied_prompt": "the rewritten instruction copies words of the rewriting prompt",
+        "empty_instruction": "the rewrite came back empty",
+        "truncated": "the reply was cut off at max_tokens",
+        "unreadable_reply": "the provider's reply held no text, or no verdict where one was asked for",
+        "refused_request": "the provider refused or withheld this reply for good",
+        "gave_up": "no reply after the allowed number of attempts",
+    }
+)
+"""The first four are the published rules of elimination; the others are candidates that never were."""
+
+_TABLES_OF_THEIR_OWN = ("by_round", "by_operation", "by_rule")
 
 
 def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
@@ -45,12 +64,19 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
         _rounds(rounds, words, steps, rejected),
         element("h2", "Operations"),
         _operations(operations, rejected),
-        element("h2", "Eliminated, by rule"),
+        element("h2", "Dropped, by rule"),
         _rules(rejected),
         element("h2", "The run"),
-        table(("", ""), [(key.replace("_", " "), _flat(value)) for key, value in summary.items()]),
+        table(
+            ("counted", "in this run"),
+            [
+                (key.replace("_", " "), _flat(value))
+                for key, value in summary.items()
+                if key not in _TABLES_OF_THEIR_OWN
+            ],
+        ),
         element("h2", f"The first {len(lineages)} lineages"),
-        *(_lineage(records) for records in lineages.values()),
+        *(_lineage(name, records, rejected) for name, records in lineages.items()),
         element("h2", "Some of what was dropped"),
         table(
             ("lineage", "round", "operation", "rule", "what the rule saw"),
@@ -75,32 +101,34 @@ _SIMULATION = element(
 def _rounds(
     rounds: Counter[int],
     words: Counter[int],
-    steps: Mapping[int, Counter[int]],
+    steps: defaultdict[int, Counter[int]],
     rejected: list[dict[str, Any]],
 ) -> Html:
     dropped = Counter(row["round"] for row in rejected)
+    # Only tasks of the simulated world have a number of steps.
+    has_steps = any(step for counted in steps.values() for step in counted)
     rows = []
     for number in sorted(rounds | dropped):
         kept = rounds[number]
-        counted = steps.get(number, Counter())
-        known = sum(count for step, count in counted.items() if step)
-        mean = sum(step * count for step, count in counted.items()) / known if known else 0.0
-        rows.append(
-            (
-                number,
-                f"{kept:,}",
-                f"{dropped[number]:,}",
-                bar(dropped[number] / max(kept + dropped[number], 1)),
-                f"{words[number] / max(kept, 1):.1f}",
-                f"{mean:.2f}" if known else "",
-            )
-        )
-    return table(("round", "kept", "dropped", "share dropped", "words per instruction", "steps per task"), rows)
+        row: list[Content] = [
+            number,
+            f"{kept:,}",
+            f"{dropped[number]:,}",
+            bar(dropped[number] / max(kept + dropped[number], 1)),
+            f"{words[number] / max(kept, 1):.1f}",
+        ]
+        if has_steps:
+            counted = Counter({step: count for step, count in steps[number].items() if step})
+            known = counted.total()
+            row.append(f"{sum(step * count for step, count in counted.items()) / known:.2f}" if known else "")
+        rows.append(row)
+    head = ["round", "kept", "dropped", "share dropped", "words per instruction"]
+    return table([*head, "steps per task"] if has_steps else head, rows)
 
 
 def _operations(kept: Counter[tuple[int, str]], rejected: list[dict[str, Any]]) -> Html:
     dropped = Counter((row["round"], row["operation"]) for row in rejected)
-    names = sorted({name for _, name in kept | dropped if name})
+    names = sorted({name for _, name in kept | dropped if name}, key=_order)
     rows = []
     for name in names:
         good = sum(count for (_, operation), count in kept.items() if operation == name)
@@ -109,25 +137,43 @@ def _operations(kept: Counter[tuple[int, str]], rejected: list[dict[str, Any]]) 
     return table(("operation", "kept", "dropped", "share kept"), rows)
 
 
+def _order(operation: str) -> tuple[int, str]:
+    known = list(OPERATIONS)
+    return (known.index(operation) if operation in known else len(known), operation)
+
+
 def _rules(rejected: list[dict[str, Any]]) -> Html:
     rules = Counter(row["rule"] for row in rejected)
     if not rules:
         return element("p", "Nothing was eliminated.")
-    return table(("rule", "candidates"), [(rule, f"{count:,}") for rule, count in rules.most_common()])
+    rows = [(rule, f"{count:,}", RULES.get(rule, "")) for rule, count in rules.most_common()]
+    return table(("rule", "candidates", "what it means"), rows)
 
 
-def _lineage(records: list[Record]) -> Html:
-    rows = [
-        (
+def _lineage(name: str, records: list[Record], rejected: list[dict[str, Any]]) -> Html:
+    """Round by round: what was kept, and of what was dropped the candidate and the reason."""
+    rows: dict[int, tuple[Content, ...]] = {
+        record.round: (
             record.round,
             record.operation or "seed",
             record.depth,
             element("pre", record.instruction),
             element("pre", record.answer),
         )
-        for record in sorted(records, key=lambda record: record.round)
-    ]
-    return table(("round", "operation", "depth", "instruction", "answer"), rows)
+        for record in records
+    }
+    for row in rejected:
+        if row["lineage"] == name:
+            reason = element("p", f"{row['rule']}: {row['evidence']}", css="note")
+            rows[row["round"]] = (
+                row["round"],
+                row["operation"] or "seed",
+                "dropped",
+                element("pre", row["instruction"]),
+                reason,
+            )
+    head = ("round", "operation", "depth", "instruction", "answer")
+    return element("div", element("h3", f"Lineage {name}"), table(head, [rows[number] for number in sorted(rows)]))
 
 
 def _flat(value: object) -> str:
