@@ -1,0 +1,64 @@
+"""Progress is bars on a terminal and plain lines elsewhere; tables hold what they are given."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wizard_jax.progress import show_progress, show_table
+
+ROOT = Path(__file__).parents[1]
+ON_A_TERMINAL = """
+from wizard_jax.progress import show_progress
+with show_progress("train") as progress:
+    progress(1, 4, {"loss": 2.5})
+    progress(4, 4, {"loss": 1.23456, "trained_tokens": 12345})
+"""
+
+
+def test_without_a_terminal_there_is_a_line_at_the_start_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress("train") as progress:
+        for done in range(1001):
+            progress(done, 1000, {"loss": 1.23456, "trained_tokens": 12345, "doing": "steps"})
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "train 0/1,000 loss 1.235, trained tokens 12,345, doing steps"
+    assert last.startswith("train 1,000/1,000 ")
+
+
+def test_without_a_terminal_lines_are_few(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress("evolve") as progress:
+        for done in range(5000):
+            progress(done, 5000, {})
+    assert capsys.readouterr().out.splitlines() == ["evolve 0/5,000"]
+
+
+def test_on_a_terminal_the_last_facts_stay() -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "160"}
+    child = subprocess.Popen([sys.executable, "-c", ON_A_TERMINAL], stdout=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 4096):
+            shown += part
+    except OSError:  # Linux's way of saying that nobody writes any more
+        pass
+    os.close(ours)
+    assert child.wait() == 0
+    text = shown.decode()
+    assert "4/4" in text
+    assert "loss 1.235, trained tokens 12,345" in text
+
+
+def test_a_table_without_a_terminal_is_as_wide_as_what_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 300
+    show_table(("setting", "value"), [("a", long), ("[bold]b[/bold]", 7)])
+    out = capsys.readouterr().out
+    assert long in out
+    assert "[bold]b[/bold]" in out
+    assert "7" in out
