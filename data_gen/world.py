@@ -24,9 +24,9 @@ Form = Literal["plain", "json", "csv", "xml"]
 
 FORMS: tuple[Form, ...] = ("plain", "json", "csv", "xml")
 
-WORDS = tuple("apple bread corn dill egg fig garlic honey jam kiwi lemon mint".split())
-NUMBERS = tuple(str(n) for n in range(1, 13))
-SHORTEST, LONGEST = 3, 5  # items in a list
+WORDS = tuple("apple bread corn egg fig honey jam kiwi lemon mint".split())
+NUMBERS = tuple(str(n) for n in range(1, 10))
+SHORTEST, LONGEST = 3, 4  # items in a list
 
 PLAIN_OPENERS = ("Take this list", "Use this list")
 CONCRETE_OPENERS = ("Take my shopping list", "Use the market list")
@@ -202,7 +202,7 @@ def _write_items(items: Sequence[str], form: Form) -> str:
         case "plain":
             return " ".join(items)
         case "json":
-            return json.dumps(list(items))
+            return json.dumps([int(item) if item.isdigit() else item for item in items])
         case "csv":
             return "\n".join(("item", *items))
         case "xml":
@@ -212,7 +212,7 @@ def _write_items(items: Sequence[str], form: Form) -> str:
 def _read_items(text: str) -> tuple[Form, Items]:
     """The form and the list that an input seems to hold; `parse` checks that it is written so."""
     if text.startswith("["):
-        return "json", tuple(re.findall('"([^"]*)"', text))
+        return "json", tuple(re.findall(r"\w+", text))
     if text.startswith("item\n"):
         return "csv", tuple(text.split("\n")[1:])
     if text.startswith("<"):
