@@ -374,12 +374,28 @@ def test_a_process_says_nothing_else_and_ends_with_2(flow: Flow, tmp_path: Path)
     assert done.stderr.count("\n") == 1
 
 
-def test_every_mistake_leaves_a_folder_that_the_right_command_finishes(flow: Flow, tmp_path: Path) -> None:
-    for wrong in ("data.seq_len=16", "data.chat_format=vicunna", "mesh.fsdp=3"):
-        out = tmp_path / wrong
-        assert main(flow.train_command(out, wrong)) == 2
-        left = set(contents(out)) if out.exists() else set()
-        assert left <= {"identity.json", "config.gin"}
+CLAIMS_NO_FOLDER = (
+    "a setting of the wrong type",
+    "empty instructions",
+    "devices that the mesh does not divide",
+    "a tokenizer that is none",
+    "a data set that is not finished",
+    "a missing extra",
+    "data that is not held out",
+    "a model that is not there",
+    "no complete checkpoint left",
+)
+
+
+@pytest.mark.parametrize("name", CLAIMS_NO_FOLDER)
+def test_what_is_seen_before_work_begins_leaves_the_folder_free_for_the_right_command(
+    name: str, flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistake = MISTAKES[name](flow, tmp_path)
+    for variable, value in mistake.environment.items():
+        monkeypatch.setenv(variable, value)
+    assert main(mistake.command) == 2
+    assert not mistake.out.exists()
 
 
 def test_an_older_checkpoint_is_taken_for_a_damaged_one_and_said(

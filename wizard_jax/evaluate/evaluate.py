@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.folder import open_stage, read_complete, write_atomically
+from configs.folder import COMPLETE, open_stage, read_complete, write_atomically
 from configs.interrupt import StopFlag, stop_flag
 from data_gen.records import Turn
 from wizard_jax.chat import encode_prompt, get_format
@@ -39,15 +39,18 @@ def evaluate(config: EvalConfig, out: Path, *, progress: Progress) -> dict[str, 
       UserError: no model, no chat format, or a run whose own training data is not among `task.held_out_from`.
       Interrupted: SIGTERM or Ctrl-C came; the answers so far are kept.
     """
-    with open_stage(out, config, stage="eval") as folder:
-        if folder.is_complete:
+    if (out / COMPLETE).exists():
+        with open_stage(out, config, stage="eval"):
             return read_complete(out)
-        model = open_model(Path(config.model), step=config.step)
-        seen = simulated_world.read_seen(config.task.held_out_from)
-        _check_held_out(model, seen)
-        samples, thrown_away = simulated_world.samples(config.task, seen)
-        with stop_flag() as stop:
-            rows = _answer_all(samples, model, config, out / ANSWERS, progress, stop)
+    # What can be wrong, before there is a folder
+    model = open_model(Path(config.model), step=config.step)
+    if not model.chat_format:
+        raise UserError(f"{model.path} names no chat format: import it with wizard import --chat-format NAME")
+    seen = simulated_world.read_seen(config.task.held_out_from)
+    _check_held_out(model, seen)
+    samples, thrown_away = simulated_world.samples(config.task, seen)
+    with open_stage(out, config, stage="eval") as folder, stop_flag() as stop:
+        rows = _answer_all(samples, model, config, out / ANSWERS, progress, stop)
         results = {
             "label": config.label or Path(config.model).name,
             "model": config.model,
@@ -85,8 +88,6 @@ def _answer_all(
     stop: StopFlag,
 ) -> list[dict[str, Any]]:
     """A row for every sample, in order; rows that `file` already has are kept, the others appended as they come."""
-    if not model.chat_format:
-        raise UserError(f"{model.path} names no chat format: import it with wizard import --chat-format NAME")
     chat_format = get_format(model.chat_format)
     asked = {sample.id: {**asdict(sample), "step": model.step} for sample in samples}
     rows = _keep_rows(file, asked)
