@@ -35,7 +35,7 @@ def shares(groups: Sequence[str], arms: Mapping[str, Sequence[tuple[float, float
         axes = figure.subplots()
         width = 0.8 / max(len(arms), 1)
         bars = []
-        for place, (arm, values) in enumerate(arms.items()):
+        for place, values in enumerate(arms.values()):
             x = [group + (place - (len(arms) - 1) / 2) * width for group in range(len(groups))]
             height = [share for share, _, _ in values]
             below = [share - low for share, low, _ in values]
