@@ -99,7 +99,7 @@ def open_stage(path: str | os.PathLike[str], config: Any, *, stage: str) -> Stag
     try:
         # Again under the lock: another process may have made the folder its own in between.
         _check_owner(folder, wanted)
-        if not (folder / IDENTITY).exists():
+        if not (folder / IDENTITY).exists() or read_identity(folder) != wanted:
             told = {"format": FORMAT, "stage": stage, "identity": wanted.identity}
             write_atomically(folder / IDENTITY, _json({**told, "settings": wanted.settings}))
         text = dump(config)
@@ -176,19 +176,20 @@ def _settings(config: Any) -> dict[str, str]:
 
 
 def _check_owner(folder: Path, wanted: StageIdentity) -> None:
-    """Raises FolderError unless the folder is new, empty, or the wanted stage's own."""
+    """Raises FolderError unless the folder is new, holds nothing yet, or is the wanted stage's own."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise FolderError(f"{folder}: is no folder; choose another --out")
-    if not (folder / IDENTITY).exists():
-        # A start that was killed in its first moments leaves these, and nothing to lose.
-        foreign = {one.name for one in folder.iterdir()} - {LOCK, f".{IDENTITY}.partial"}
-        if foreign:
-            raise FolderError(
-                f"{folder}: holds {sorted(foreign)[0]} and is no stage's folder; choose another --out, or an empty one"
-            )
+    # A start that was killed, or that found a mistake in its settings, in its first moments leaves only these.
+    marks = {LOCK, IDENTITY, CONFIG, f".{IDENTITY}.partial", f".{CONFIG}.partial"}
+    foreign = {one.name for one in folder.iterdir()} - marks
+    if not foreign:
         return
+    if not (folder / IDENTITY).exists():
+        raise FolderError(
+            f"{folder}: holds {sorted(foreign)[0]} and is no stage's folder; choose another --out, or an empty one"
+        )
     found = read_identity(folder)
     if found.stage != wanted.stage:
         raise FolderError(f"{folder}: made by wizard {found.stage}, not wizard {wanted.stage}; choose another --out")

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from configs.errors import UserError
+
 Form = Literal["plain", "json", "csv", "xml"]
 """How the input is written; every form holds the same list."""
 
@@ -81,6 +83,7 @@ STEPS = MappingProxyType({step.name: step for step in _STEPS})
 _BY_PHRASE = MappingProxyType({step.phrase: step for step in _STEPS})
 _LAST_ONLY = ("count", "join")
 """These end a chain: what they make is no longer a list."""
+_DRAWS_IN_VAIN = 1000
 LONGEST_RESULT = 8  # items; keeps answers short enough for a small model
 
 
@@ -177,11 +180,20 @@ def sample_task(rng: random.Random, *, steps: int, form: Form = "plain") -> Task
 
 
 def sample_seeds(count: int, seed: int) -> list[str]:
-    """Distinct one-step tasks, as instructions: the seeds of a simulated run."""
+    """Distinct one-step tasks, as instructions: the seeds of a simulated run.
+
+    Raises:
+      UserError: the world has not that many.
+    """
     rng = random.Random(f"seeds of the simulated world {seed}")
     texts: dict[str, None] = {}
+    in_vain = 0
     while len(texts) < count:
+        before = len(texts)
         texts[render(sample_task(rng, steps=1))] = None
+        in_vain = 0 if len(texts) > before else in_vain + 1
+        if in_vain == _DRAWS_IN_VAIN:
+            raise UserError(f"seeds.count = {count}: the simulated world has only about {before} one-step tasks")
     return list(texts)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 DESCRIPTION = "WizardLM on JAX: evolve instructions, train a LLaMA on them, export, evaluate, report."
+
+_PLACES_TO_MEND = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EISDIR, errno.ENOTDIR)
 
 Verb = Callable[[argparse.Namespace], int | None]
 """Returns an exit code, or None for 0."""
@@ -34,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stopped:
         print(f"wizard: {stopped}", file=sys.stderr)
         return stopped.exit_code
+    except OSError as error:
+        if error.errno not in _PLACES_TO_MEND:
+            raise
+        print(f"wizard: {error.filename or 'a file'}: {error.strerror}; mend that, or write elsewhere", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("wizard: stopped at once: run the same command to go on", file=sys.stderr)
         return 130

@@ -148,8 +148,7 @@ def _answer(instruction: str, fault: ContentFault | None) -> str:
     task = world.parse(instruction)
     if task is not None:
         return world.answer(task)
-    opening = " ".join(instruction.split()[:12])
-    return f"{PLACEHOLDER} It answers only tasks of its own small world; this one began: {opening}"
+    return f"{PLACEHOLDER} It answers only tasks of its own small world; this one has {len(instruction.split())} words."
 
 
 def _same_task(first: str, second: str) -> bool:

@@ -25,6 +25,7 @@ from configs.errors import UserError
 from configs.folder import open_stage, read_complete, write_atomically
 from configs.interrupt import stop_flag
 from data_gen.shards import dataset_folder
+from wizard_jax.chat import get_format
 from wizard_jax.data.conversations import Progress
 from wizard_jax.data.packing import PackedFolder, pack
 from wizard_jax.data.pipeline import batches
@@ -127,6 +128,7 @@ def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
             "lower the one or raise the other"
         )
     dataset_folder(Path(config.data.dataset))
+    get_format(config.data.chat_format)
     if isinstance(config.init, FromCheckpoint) and not _weights_of(config.init).steps():
         raise TrainError(
             f"init.path {config.init.path} holds no checkpoint: give the folder of a finished `wizard train` "
