@@ -181,12 +181,13 @@ def _check_owner(folder: Path, wanted: StageIdentity) -> None:
         return
     if not folder.is_dir():
         raise FolderError(f"{folder}: is no folder; choose another --out")
-    # A start that was killed, or that found a mistake in its settings, in its first moments leaves only these.
-    marks = {LOCK, IDENTITY, CONFIG, f".{IDENTITY}.partial", f".{CONFIG}.partial"}
+    started = (folder / IDENTITY).exists()
+    # A start that was killed, or found a mistake in its settings, in its first moments leaves these: nothing to lose.
+    marks = {LOCK, f".{IDENTITY}.partial"} | ({IDENTITY, CONFIG, f".{CONFIG}.partial"} if started else set())
     foreign = {one.name for one in folder.iterdir()} - marks
     if not foreign:
         return
-    if not (folder / IDENTITY).exists():
+    if not started:
         raise FolderError(
             f"{folder}: holds {sorted(foreign)[0]} and is no stage's folder; choose another --out, or an empty one"
         )

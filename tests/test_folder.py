@@ -81,6 +81,7 @@ def test_another_identity_is_refused_by_path_and_the_folder_stays_as_it_was(
     tmp_path: Path, changed: Recipe | Small, told: list[str]
 ) -> None:
     open_stage(tmp_path / "run", Recipe(), stage="train").close()
+    (tmp_path / "run" / "metrics.jsonl").write_text("work\n")
     before = contents(tmp_path / "run")
     with pytest.raises(FolderError) as refused:
         open_stage(tmp_path / "run", changed, stage="train")
@@ -93,6 +94,7 @@ def test_another_identity_is_refused_by_path_and_the_folder_stays_as_it_was(
 def test_a_long_list_of_differences_is_cut_and_counted(tmp_path: Path) -> None:
     run = tmp_path / "run"
     open_stage(run, Recipe(), stage="train").close()
+    (run / "metrics.jsonl").write_text("work\n")
     told = json.loads((run / "identity.json").read_text())
     told["identity"] = "other"
     told["settings"] = {f"setting_{index}": "1" for index in range(40)}
@@ -103,8 +105,16 @@ def test_a_long_list_of_differences_is_cut_and_counted(tmp_path: Path) -> None:
 
 def test_another_stage_s_folder_is_refused(tmp_path: Path) -> None:
     open_stage(tmp_path / "run", Recipe(), stage="evolve").close()
+    (tmp_path / "run" / "journal.sqlite").write_text("work")
     with pytest.raises(FolderError, match="made by wizard evolve, not wizard train"):
         open_stage(tmp_path / "run", Recipe(), stage="train")
+
+
+def test_a_folder_in_which_nothing_was_made_yet_takes_other_settings(tmp_path: Path) -> None:
+    open_stage(tmp_path / "run", Recipe(), stage="train").close()
+    open_stage(tmp_path / "run", Small(), stage="evolve").complete({})
+    assert read_identity(tmp_path / "run").stage == "evolve"
+    assert load_config(Small, tmp_path / "run") == Small()
 
 
 def test_a_folder_of_other_things_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
