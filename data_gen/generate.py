@@ -14,6 +14,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -105,6 +106,8 @@ def check(config: EvolveConfig) -> None:
     for name, least in at_least.items():
         if not getattr(config, name) >= least:
             raise GenerateError(f"{name} = {getattr(config, name)}: it must be at least {least}")
+    if math.isinf(config.temperature):
+        raise GenerateError(f"temperature = {config.temperature}: it must be finite")
     if not 0 < config.top_p <= 1:
         raise GenerateError(f"top_p = {config.top_p}: it must be above 0 and at most 1")
     if isinstance(config.llm, Simulated):
@@ -138,20 +141,22 @@ class _Run:
                 concurrency=self.config.concurrency,
                 max_attempts=self.config.max_attempts,
             )
-            model = _Answering(pacing)
             finished = self._finished(journal, out)
             missing = [index for index in range(len(self.seeds)) if index not in finished]
             self.done = len(finished)
             self._show(journal)
             # A lineage in which a request gave up is tried once more when all others are done: what was answered
             # is in the journal, and a provider that was down for a while may be back.
-            again = await self._evolve(missing, journal=journal, model=model, unanswered="put off")
-            await self._evolve(again, journal=journal, model=model, unanswered="keep")
+            again = await self._evolve(missing, journal=journal, model=_Answering(pacing, unanswered="put off"))
+            await self._evolve(again, journal=journal, model=_Answering(pacing, unanswered="drop"))
             assert self.done == len(self.seeds)
             return self._write(journal, out)
 
     def _finished(self, journal: Journal, out: Path) -> set[int]:
-        """The lineages that an earlier process finished, after a look at whether they are still the same."""
+        """The lineages that an earlier process finished, after a look at whether they are still the same.
+
+        One in which a request gave up is not: nobody answered then, and somebody may now.
+        """
         finished = set()
         for index, seed_id, payload in journal.lineages():
             self.stop.raise_if_set()
@@ -161,13 +166,13 @@ class _Run:
                     "restore them, or evolve the new ones into another --out"
                 )
             lineage = _from_json(payload)
+            if any(rejected.rule == "gave_up" for rejected in lineage.rejected):
+                continue
             self.facts.update(records=len(lineage.records), rejected=len(lineage.rejected))
             finished.add(index)
         return finished
 
-    async def _evolve(
-        self, indices: Sequence[int], *, journal: Journal, model: ChatModel, unanswered: Literal["put off", "keep"]
-    ) -> list[int]:
+    async def _evolve(self, indices: Sequence[int], *, journal: Journal, model: ChatModel) -> list[int]:
         """Evolves the lineages named, so many at once; returns those that were put off."""
         put_off: list[int] = []
         waiting = iter(indices)
@@ -175,8 +180,9 @@ class _Run:
         async def work() -> None:
             for index in waiting:
                 seed = self.seeds[index]
-                lineage = await evolve_lineage(seed, model=model, config=self.config)
-                if unanswered == "put off" and any(r.rule == "gave_up" for r in lineage.rejected):
+                try:
+                    lineage = await evolve_lineage(seed, model=model, config=self.config)
+                except _PutOff:
                     put_off.append(index)
                     continue
                 await journal.save_lineage(index, _seed_id(seed), _to_json(lineage))
@@ -194,11 +200,12 @@ class _Run:
         failed: BaseException | None = None
         while running and failed is None and self.stop.exit_code is None:
             ended, running = await asyncio.wait(running, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
-            failed = next((error for task in ended if not task.cancelled() and (error := task.exception())), None)
+            # Each is asked for its error: asyncio prints one that nobody has seen, behind our own message.
+            errors = [task.exception() for task in ended if not task.cancelled()]
+            failed = next((error for error in errors if error), None)
         for task in running:
             task.cancel()
-        if running:
-            await asyncio.wait(running)
+        await asyncio.gather(*running, return_exceptions=True)
         if isinstance(failed, Permanent):
             raise GenerateError(
                 f"the model can not be used: {failed}. What was answered so far is saved: "
@@ -230,7 +237,10 @@ class _Run:
                     lines.write(json.dumps(vars(rejected), ensure_ascii=False) + "\n")
         if not tally.records:
             worst = ", ".join(f"{rule} {count}" for rule, count in tally.rules.most_common(3))
-            raise GenerateError(f"not one record survived ({worst}): {out / REJECTED} says why, candidate by candidate")
+            again = "; what gave up is asked anew when the same command is started again" * bool(tally.rules["gave_up"])
+            raise GenerateError(
+                f"not one record survived ({worst}): {out / REJECTED} says why, candidate by candidate{again}"
+            )
         manifest = shards.write_dataset(
             (record for lineage in self._saved(journal) for record in lineage.records),
             out / DATASET,
@@ -263,11 +273,19 @@ class _Run:
         return text
 
 
+class _PutOff(Exception):
+    """A request gave up. Its lineage stops here, for what would be paid for its later rounds depends on the answer."""
+
+
 @dataclass
 class _Answering:
-    """A `ChatModel` that ends the run when nobody answers, instead of dropping one candidate after another."""
+    """A `ChatModel` that ends the run when nobody answers, instead of dropping one candidate after another.
+
+    A single request that gave up puts its lineage off, or drops its candidate.
+    """
 
     inner: ChatModel
+    unanswered: Literal["put off", "drop"]
     lost_in_a_row: int = 0
 
     async def complete(self, request: ChatRequest) -> ChatReply:
@@ -276,6 +294,8 @@ class _Answering:
         except (NotSent, Ambiguous) as error:
             self.lost_in_a_row += 1
             if self.lost_in_a_row < LOST_IN_A_ROW:
+                if self.unanswered == "put off":
+                    raise _PutOff from error
                 raise
             text = f"{LOST_IN_A_ROW} requests in a row were given up without an answer, the last one for: {error}"
             raise Permanent(text, scope="run") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -165,6 +166,7 @@ def test_progress_counts_the_lineages_up(tmp_path: Path) -> None:
         ({"rounds": -1}, "rounds = -1"),
         ({"concurrency": 0}, "concurrency = 0"),
         ({"temperature": float("nan")}, "temperature = nan"),
+        ({"temperature": float("inf")}, "temperature = inf"),
         ({"top_p": 0.0}, "top_p"),
         ({"name": "My-Data"}, "My-Data"),
         ({"llm": Simulated(faults=Faults(empty=1.5))}, "llm.faults"),
@@ -238,12 +240,38 @@ def test_a_lineage_whose_request_gave_up_is_tried_once_more(tmp_path: Path) -> N
     assert summary["records"] + summary["rejected"] == 40
 
 
-def test_a_provider_that_never_answers_ends_the_run_and_drops_nothing(tmp_path: Path) -> None:
+def test_nothing_is_paid_beyond_a_request_that_gave_up_until_it_is_tried_again(tmp_path: Path) -> None:
+    with serving(Faults(dropped=0.2)) as server:
+        config = over_http(server, seeds=SimulatedSeeds(count=8), max_attempts=1, concurrency=1)
+        generate(config, tmp_path / "out", progress=quiet)
+    with contextlib.closing(sqlite3.connect(tmp_path / "out" / "journal.sqlite")) as journal:
+        paid = journal.execute("SELECT lineage, round, purpose, count(*) FROM outcomes GROUP BY 1, 2, 3").fetchall()
+    assert max(count for *_, count in paid) == 1, "one paid reply for each decision of a lineage"
+
+
+def test_what_gave_up_is_asked_anew_by_a_run_that_is_started_again(tmp_path: Path) -> None:
+    with serving(Faults()) as server:
+        pass
+    config = over_http(server, seeds=SimulatedSeeds(count=2), rounds=1, max_attempts=1)
+    with pytest.raises(GenerateError, match=r"gave_up 4.*started again"):
+        generate(config, tmp_path / "out", progress=quiet)
+    with serving(Faults()) as server:
+        again = over_http(server, seeds=SimulatedSeeds(count=2), rounds=1, max_attempts=1)
+        summary = generate(again, tmp_path / "out", progress=quiet)
+    assert summary["records"] + summary["rejected"] == 4
+    assert "gave_up" not in summary["by_rule"]
+
+
+def test_a_provider_that_never_answers_ends_the_run_and_drops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(Faults()) as server:
         pass
     config = over_http(server, max_attempts=1, concurrency=8)
     with pytest.raises(GenerateError, match="20 requests in a row"):
         generate(config, tmp_path / "out", progress=quiet)
+    gc.collect()
+    assert not caplog.messages, "several lineages failed at once, and the run says it once"
     assert not (tmp_path / "out" / "rejected.jsonl").exists()
     with contextlib.closing(sqlite3.connect(tmp_path / "out" / "journal.sqlite")) as journal:
         assert journal.execute("SELECT count(*) FROM lineages").fetchone() == (0,)
