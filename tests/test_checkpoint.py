@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 
 from wizard_jax.model.sharding import MeshConfig, make_mesh
 from wizard_jax.train.checkpoint import CheckpointError, CheckpointStore
@@ -122,6 +123,22 @@ def test_a_step_is_saved_again_in_place_of_a_damaged_one(saved: pathlib.Path) ->
         store.wait()
         assert_same(store.restore(abstract("params", "opt_state"), step=3).trees, trees(30.0))
         assert store.steps() == (2, 3)
+
+
+def test_a_damaged_step_is_never_trusted_when_a_run_dies_as_it_saves_it_again(
+    saved: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = next(path for path in sorted((saved / "3" / "params").rglob("d/*")))
+    file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with CheckpointStore(saved) as store:
+        monkeypatch.setattr(ocp, "save_checkpointables_async", die)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(3, trees(30.0))
+        assert store.steps() == (1, 2)
 
 
 def test_what_is_restored_is_not_removed_while_a_newer_one_is_damaged(saved: pathlib.Path) -> None:

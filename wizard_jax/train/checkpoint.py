@@ -71,7 +71,7 @@ class CheckpointStore:
         self.wait()
         self.folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            self._manifest(step).unlink(missing_ok=True)
+            self._remove(step)
         response = ocp.save_checkpointables_async(self._path(step), dict(trees), overwrite=True)
         self._saving = self._thread.submit(self._commit, step, response)
 
@@ -139,11 +139,15 @@ class CheckpointStore:
         written.replace(self._manifest(step))
         earlier = [other for other in self.steps() if other <= step]
         for old in earlier[: -self._keep] if self._keep else ():
-            self._path(old).rmtree(missing_ok=True)  # its manifest goes last: half a folder is then damaged
-            self._manifest(old).unlink(missing_ok=True)
+            self._remove(old)
         for path in self.folder.iterdir():
             if _UNFINISHED in path.name:
                 path.rmtree(missing_ok=True)
+
+    def _remove(self, step: int) -> None:
+        """The manifest goes last: while it is there, half a folder is damaged, and a damaged one stays so."""
+        self._path(step).rmtree(missing_ok=True)
+        self._manifest(step).unlink(missing_ok=True)
 
     def _damage(self, step: int) -> str | None:
         """The first thing that is wrong with the files of `step`, or None."""
