@@ -271,6 +271,14 @@ def an_unknown_chat_format_of_an_export(flow: Flow, folder: Path) -> Mistake:
 
 
 @row
+def an_unknown_chat_format_of_an_import(flow: Flow, folder: Path) -> Mistake:
+    hf, out = folder / "hf", folder / "out"
+    assert main(["export", str(flow.run), "--out", str(hf)]) == 0
+    command = ["import", str(hf), "--chat-format", "vicunna", "--out", str(out)]
+    return Mistake(command, ("unknown chat format 'vicunna'", "did you mean vicuna"), out)
+
+
+@row
 def a_conversation_that_is_too_long(flow: Flow, folder: Path) -> Mistake:
     out = folder / "out"
     says = ("longer than data.seq_len = 16", "record '", "data.truncation")
@@ -324,6 +332,11 @@ def data_that_is_not_held_out(flow: Flow, folder: Path) -> Mistake:
 def a_model_that_is_not_there(flow: Flow, folder: Path) -> Mistake:
     out = folder / "out"
     return Mistake(flow.eval_command(out, "model=gone"), ("gone does not exist", "a run of wizard train"), out)
+
+
+@row
+def answers_to_no_prompt_at_once(flow: Flow, folder: Path) -> Mistake:
+    return Mistake(flow.eval_command(folder / "out", "batch_size=0"), ("batch_size is 0", "at least 1"), folder / "out")
 
 
 @row
@@ -381,6 +394,8 @@ CLAIMS_NO_FOLDER = (
     "a tokenizer that is none",
     "a data set that is not finished",
     "a missing extra",
+    "an unknown chat format of an import",
+    "answers to no prompt at once",
     "data that is not held out",
     "a model that is not there",
     "no complete checkpoint left",

@@ -15,6 +15,7 @@ from configs.folder import read_complete
 from wizard_jax.cli import main
 from wizard_jax.convert.importing import load_hf_params, read_model_config
 from wizard_jax.runs import open_model
+from wizard_jax.tokenizer import train_tokenizer
 from wizard_jax.transfer import export_model, import_model
 
 
@@ -111,6 +112,32 @@ def test_a_folder_without_a_tokenizer_is_refused_and_leaves_nothing(exported: Pa
     with pytest.raises(UserError, match=r"holds no tokenizer\.model: put"):
         import_model(bare, tmp_path / "imported")
     assert not (tmp_path / "imported").exists()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(exported: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(exported, other)
+    train_tokenizer([chr(code) for code in range(256, 700)], other / "tokenizer.model", vocab_size=800)
+    for take in (lambda: import_model(other, tmp_path / "imported"), lambda: open_model(other)):
+        with pytest.raises(UserError, match=r"other: tokenizer\.model has \d+ tokens, the model only 400"):
+            take()
+    assert not (tmp_path / "imported").exists()
+
+
+def test_settings_of_a_tokenizer_that_are_not_json_are_named(exported: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(exported, broken)
+    (broken / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: is not JSON"):
+        import_model(broken, tmp_path / "imported")
+
+
+def test_the_card_tells_of_the_simulation_also_when_the_shards_themselves_were_named(
+    flow: Flow, tmp_path: Path
+) -> None:
+    assert main(flow.train_command(tmp_path / "run", f"data.dataset={flow.evolved / 'dataset'}", "steps=0")) == 0
+    export_model(tmp_path / "run", tmp_path / "hf")
+    assert "answered by: simulated-llm" in (tmp_path / "hf" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("made", "message"), [(False, "does not exist"), (True, "holds no model")])

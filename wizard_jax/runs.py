@@ -105,17 +105,28 @@ def _datasets(run: TrainConfig) -> tuple[str, ...]:
 
 def _open_hugging_face(path: Path, *, mesh: jax.sharding.Mesh | None) -> OpenedModel:
     model = importing.read_model_config(path)
+    tokenizer = Tokenizer(path / TOKENIZER)
+    check_fits(tokenizer, model, folder=path)
     abstract = decoder.abstract_params(model)
     placed = None if mesh is None else shardings(decoder.logical_axes(model), mesh, shapes=abstract)
     return OpenedModel(
         path=path,
         params=importing.load_hf_params(path, model, shardings=placed),
         config=model,
-        tokenizer=Tokenizer(path / TOKENIZER),
+        tokenizer=tokenizer,
         chat_format=importing.read_chat_format(path),
         trained_on=(),
         step=None,
     )
+
+
+def check_fits(tokenizer: Tokenizer, model: ModelConfig, *, folder: Path) -> None:
+    """Raises UserError: the model has no row for some tokens (JAX would take another one without a word)."""
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{folder}: {TOKENIZER} has {tokenizer.vocab_size} tokens, the model only {model.vocab_size}: "
+            "put the tokenizer there that it was trained with"
+        )
 
 
 def _placed(abstract: Any, model: ModelConfig, mesh: jax.sharding.Mesh | None) -> Any:

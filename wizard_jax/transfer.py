@@ -9,11 +9,12 @@ from configs.errors import UserError
 from configs.folder import load_config, open_stage, read_complete, read_identity
 from configs.loader import dump
 from data_gen.config import EvolveConfig
+from wizard_jax.chat import get_format
 from wizard_jax.convert import importing
 from wizard_jax.convert.export import Dtype, export_hf
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import count_params
-from wizard_jax.runs import ImportConfig, OpenedModel, open_model
+from wizard_jax.runs import ImportConfig, OpenedModel, check_fits, open_model
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
 from wizard_jax.train.config import TrainConfig
@@ -24,13 +25,14 @@ def import_model(source: Path, out: Path, *, chat_format: str = "") -> ModelConf
     """Reads a Hugging Face LLaMA folder into `out`, which `init=@FromCheckpoint` and `wizard eval` take.
 
     Raises:
-      UserError: not a LLaMA folder, pickled weights, or tensors that do not fit the config (all listed).
+      UserError: not a LLaMA folder, an unknown chat format, pickled weights, a tokenizer with more tokens than the
+        model, or tensors that do not fit the config (all listed).
     """
     model = importing.read_model_config(source)
     if not (source / TOKENIZER).exists():
         raise UserError(f"{source} holds no {TOKENIZER}: put the SentencePiece file of this model there")
-    Tokenizer(source / TOKENIZER)
-    chat_format = chat_format or importing.read_chat_format(source)
+    check_fits(Tokenizer(source / TOKENIZER), model, folder=source)
+    chat_format = get_format(chat_format).name if chat_format else importing.read_chat_format(source)
     config = ImportConfig(source=str(source), model=model, chat_format=chat_format)
     with open_stage(out, config, stage="import") as folder:
         if not folder.is_complete:
@@ -86,6 +88,7 @@ def model_card(model: OpenedModel, *, dtype: str, chat_format: str) -> str:
 
 def _data_lines(dataset: Path) -> list[str]:
     """What is known of a data set: how many records, and which model wrote them."""
+    dataset = dataset.parent if (dataset.parent / "identity.json").exists() else dataset  # its shards were named
     if not (dataset / "identity.json").exists():
         return ["", f"Conversations of {dataset}."]
     summary = read_complete(dataset)

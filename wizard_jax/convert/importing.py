@@ -88,9 +88,12 @@ def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
 
 
 def read_chat_format(folder: str | os.PathLike[str]) -> str:
-    """The name of the chat format whose template a folder's tokenizer carries; '' for none or another's."""
+    """The name of the chat format whose template a folder's tokenizer carries; '' for none or another's.
+
+    Raises ConversionError.
+    """
     file = pathlib.Path(folder) / "tokenizer_config.json"
-    template = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file.exists() else None
+    template = _read_json(file).get("chat_template") if file.exists() else None
     return next((name for name, known in CHAT_FORMATS.items() if known.template == template), "")
 
 

@@ -35,3 +35,8 @@ class EvalConfig:
     max_new_tokens: int = setting(64, doc="longest answer")
     batch_size: int = setting(200, operational=True, doc="prompts answered at once")
     label: str = setting("", operational=True, doc="the model's name in reports; '': its folder's name")
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
