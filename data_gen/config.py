@@ -89,4 +89,4 @@ class EvolveConfig:
     name: str = setting("evolved", doc="of the TFDS data set: lower case, digits and _")
     records_per_shard: int = setting(10_000)
     concurrency: int = setting(32, operational=True, doc="requests in flight at most")
-    max_attempts: int = setting(8, operational=True, doc="sends of one request before its candidate is dropped")
+    max_attempts: int = setting(8, operational=True, doc="of one request before its candidate is dropped")

@@ -115,6 +115,29 @@ def test_a_rate_limit_without_retry_after_backs_off_further_each_time() -> None:
     assert len(waits) == 5
 
 
+def test_a_rate_limit_drops_nobody_while_others_are_answered() -> None:
+    def failure(sent: int) -> Exception | None:
+        return NotSent("slow down", retry_after=1.0, rate_limited=True) if sent % 8 and sent < 300 else None
+
+    outcomes, provider, _ = paced(failure, requests=64, concurrency=16, max_attempts=4)
+    assert all(isinstance(outcome, ChatReply) for outcome in outcomes)
+    assert len(provider.sent) > 4 * 64, "more sends than attempts that each has"
+
+
+def test_a_rate_limit_that_lets_nobody_through_ends() -> None:
+    outcomes, provider, _ = paced(
+        lambda sent: NotSent("no quota today", rate_limited=True) if sent > 8 else None, requests=64, concurrency=8
+    )
+    assert sum(isinstance(outcome, NotSent) for outcome in outcomes) == 56
+    assert len(provider.sent) <= 8 + 56 * 5
+
+
+def test_any_number_of_attempts_has_a_longest_wait() -> None:
+    (outcome,), provider, _ = paced(lambda _: Ambiguous("down"), requests=1, concurrency=1, max_attempts=1100)
+    assert isinstance(outcome, Ambiguous)
+    assert max(after - before for (before, _), (after, _) in itertools.pairwise(provider.sent)) <= 61.0
+
+
 def test_a_failure_that_is_no_rate_limit_holds_back_its_own_sender_only() -> None:
     def failure(sent: int) -> Exception | None:
         return NotSent("refused", retry_after=100.0) if sent == 1 else None

@@ -11,6 +11,7 @@ from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotS
 
 _FIRST_SECONDS = 0.5
 _LONGEST_SECONDS = 60.0
+_DOUBLINGS = 7  # from the first to beyond the longest
 
 
 class Pacing:
@@ -18,8 +19,9 @@ class Pacing:
 
     A rate limit stops every sender until the provider's Retry-After, or else an exponential back-off, has passed.
     Other failures hold back their own sender only, which keeps its place, so that a server that is down
-    for a while exhausts the attempts of few requests. Counted: `ambiguous` (lost after sending: may have been
-    paid), `not_sent`, and of those `rate_limited`.
+    for a while exhausts the attempts of few requests. A rate limit costs no attempt while the provider answers
+    others: it is there, and takes one after another. Counted: `ambiguous` (lost after sending: may have been paid),
+    `not_sent`, and of those `rate_limited`.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Pacing:
         self.rate_limited = 0
         self._inner = inner
         self._max_attempts = max_attempts
+        self._answered = 0
         self._clock = clock
         self._sleep = sleep
         self._places = asyncio.Semaphore(concurrency)
@@ -47,21 +50,27 @@ class Pacing:
         """`inner`'s reply.
 
         Raises:
-          NotSent, Ambiguous: the last one, after `max_attempts` sends.
+          NotSent, Ambiguous: the last one, after `max_attempts` attempts.
           Permanent: at once.
         """
         async with self._places:
-            attempt = 1
+            attempt, answered = 1, self._answered
             while True:
                 await self._until_open()
                 try:
-                    return await self._inner.complete(request)
+                    reply = await self._inner.complete(request)
                 except (NotSent, Ambiguous) as error:
                     self._count(error)
-                    if attempt == self._max_attempts:
+                    others_got_through = self._answered > answered
+                    answered = self._answered
+                    is_crowded_out = isinstance(error, NotSent) and error.rate_limited and others_got_through
+                    if attempt >= self._max_attempts and not is_crowded_out:
                         raise
                     await self._hold_back(error, seconds=_back_off(request, attempt))
-                attempt += 1
+                    attempt += not is_crowded_out
+                else:
+                    self._answered += 1
+                    return reply
 
     def _count(self, error: NotSent | Ambiguous) -> None:
         if isinstance(error, Ambiguous):
@@ -87,4 +96,4 @@ def _back_off(request: ChatRequest, attempt: int) -> float:
     """Seconds: doubling from half a second, times a factor in [0.5, 1) that depends on request and attempt alone."""
     digest = hashlib.sha256(f"{request.digest}/{attempt}".encode()).digest()
     jitter = 0.5 + int.from_bytes(digest[:4], "big") / 2**33
-    return min(_LONGEST_SECONDS, _FIRST_SECONDS * 2.0 ** (attempt - 1)) * jitter
+    return min(_LONGEST_SECONDS, _FIRST_SECONDS * 2.0 ** min(attempt - 1, _DOUBLINGS)) * jitter
