@@ -149,10 +149,13 @@ def _locate(state: _Assembly, path: str) -> _Place:
     names = path.split(".")
     cls = state.root
     default: Any = MISSING
+    above: Field | None = None
     for depth, name in enumerate(names):
         here = fields_of(cls)
         if name not in here:
-            return _Place(problem=_unknown(state.root, cls, names, depth))
+            return _Place(
+                problem=_of_another_choice(above, cls, names[:depth], name) or _unknown(state.root, cls, names, depth)
+            )
         found = here[name]
         if depth == len(names) - 1:
             return _Place(field=found)
@@ -163,8 +166,17 @@ def _locate(state: _Assembly, path: str) -> _Place:
         chosen = _chosen(state, found, prefix, default)
         if chosen is None:
             return _Place(unchosen=prefix)
-        cls = chosen
+        cls, above = chosen, found
     raise AssertionError("a path has at least one name")
+
+
+def _of_another_choice(above: Field | None, cls: type, prefix: list[str], name: str) -> str:
+    """Which other types of the component above have a setting that the chosen one lacks, or nothing."""
+    have = [one.__name__ for one in above.components if name in fields_of(one)] if above else []
+    if not have:
+        return ""
+    choices = " or ".join(f"{'.'.join(prefix)} = @{one}" for one in have)
+    return f"{cls.__name__} has no setting {name!r}; it goes with {choices}"
 
 
 def _unknown(root: type, cls: type, names: list[str], depth: int) -> str:
@@ -369,6 +381,8 @@ def _override_value(state: _Assembly, path: str, text: str) -> Any:
     place = _locate(state, path)
     if place.problem and not _is_macro(state.root, path):
         return text
+    if place.field is not None and place.field.components and text.isidentifier() and text != "None":
+        return text  # a type without its @: told by the check of choices
     if place.field is None or place.field.components:
         return parse_value(text, where=where)
     annotation = place.field.annotation

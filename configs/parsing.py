@@ -165,7 +165,7 @@ def _read_text(file: epath.Path) -> str:
 
 
 def _parse(text: str, *, where: Callable[[int], str]) -> list[Any]:
-    """gin's statements; raises ConfigError with the line of a syntax error."""
+    """gin's statements; raises ConfigError with the line of a syntax error, or of too many brackets."""
     with warnings.catch_warnings():
         # An unknown escape such as '\d' is a warning to Python and a mistake here.
         warnings.simplefilter("error")
@@ -178,6 +178,10 @@ def _parse(text: str, *, where: Callable[[int], str]) -> list[Any]:
         except (SyntaxError, tokenize.TokenError) as error:
             line, message = _syntax_message(error)
             raise ConfigError(f"{where(line)}: {message}") from None
+        except RecursionError:
+            lines = text.split("\n")
+            most = max(range(len(lines)), key=lambda line: sum(map(lines[line].count, "([{")))
+            raise ConfigError(f"{where(most + 1)}: brackets are nested too deep") from None
     return statements
 
 

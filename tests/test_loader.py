@@ -139,7 +139,7 @@ def test_another_choice_in_a_later_layer_keeps_the_fields_it_shares_and_drops_th
 
 def test_a_binding_that_its_own_layer_s_choice_does_not_have_is_never_dropped(files: Files) -> None:
     (problem,) = files.problems(BASE + "optimizer = @Lion\noptimizer.b2 = 0.9\n")
-    assert "main.gin:3: optimizer.b2: Lion has no setting 'b2'" in problem
+    assert "main.gin:3: optimizer.b2: Lion has no setting 'b2'; it goes with optimizer = @AdamW" in problem
     (problem,) = files.problems(BASE + "optimizer = @AdamW\noptimizer.b3 = 0.9\n", "optimizer=@Lion")
     assert "optimizer.b3: AdamW has no setting 'b3'; did you mean optimizer.b2?" in problem
 
@@ -199,7 +199,7 @@ def test_an_override_may_bind_below_a_component_that_another_override_chooses(fi
         ("steps=", "steps = '': expected int"),
         ("steps=1\nscale = 2", "expected int"),
         ("stepz=3", "did you mean steps?"),
-        ("optimizer=Lion", "a string needs quotes"),
+        ("optimizer=Lion", "optimizer: 'Lion' chooses no type; write @"),
         ("optimizer.warmup.shape=cosin", "did you mean cosine?"),
         ("UNUSED=3", "UNUSED: no setting uses this macro"),
     ],
@@ -275,6 +275,7 @@ def test_a_path_given_twice_on_the_command_line_is_refused(files: Files) -> None
         ("note = hello", "main.gin:2: syntax error: hello is no value; a string needs quotes: note = hello"),
         ("note = 'hello", "main.gin:2: syntax error: "),
         ("note = '\\d'", "main.gin:2: syntax error: "),
+        ("steps = 1\ndata.columns = " + "(" * 500 + ")" * 500, "main.gin:3: brackets are nested too deep"),
         ("scale = inf", "inf is no value (infinity is written 1e999)"),
     ],
 )
