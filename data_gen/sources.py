@@ -105,10 +105,14 @@ def _rows(path: Path) -> list[tuple[int, Any]]:
 
 def _array(path: Path, text: str) -> list[tuple[int, Any]]:
     try:
-        return list(enumerate(json.loads(text), start=1))
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
-        raise SourceError(f"{path} is not JSON ({where}): mend it, or write one object per line") from None
+        rows = list(enumerate(json.loads(text), start=1))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}: {error.msg}"
+    except (ValueError, RecursionError) as error:
+        where = "nested too deep" if isinstance(error, RecursionError) else "a number of too many digits"
+    else:
+        return rows
+    raise SourceError(f"{path} is not JSON ({where}): mend it, or write one object per line")
 
 
 def _lines(path: Path, text: str) -> list[tuple[int, Any]]:
@@ -119,7 +123,7 @@ def _lines(path: Path, text: str) -> list[tuple[int, Any]]:
             continue
         try:
             rows.append((number, json.loads(line)))
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # a number of thousands of digits is a plain ValueError
             faults.setdefault("not JSON (a file that is no JSON array has one object per line)", []).append(number)
     if faults:
         raise SourceError(_report(path, faults, rows=len(rows) + sum(map(len, faults.values()))))

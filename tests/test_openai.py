@@ -310,6 +310,15 @@ def test_a_missing_key_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
         OpenAIChat(config)
 
 
+@pytest.mark.parametrize("key", ["sk-\u043a\u043b\u044e\u0447", "sk-a\nsk-b", "sk-a\tb"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WIZARD_TEST_KEY", key)
+    config = OpenAICompatible(model="m", base_url="https://llm.example/v1", api_key_env="WIZARD_TEST_KEY")
+    with pytest.raises(UserError, match="WIZARD_TEST_KEY holds") as refused:
+        OpenAIChat(config)
+    assert "sk-" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "base_url", ["", "llm.example/v1", "ftp://llm.example", "http://", "http://[::1", "http://h:x"]
 )

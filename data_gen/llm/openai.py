@@ -48,7 +48,7 @@ class OpenAIChat:
     """A `ChatModel` over HTTP. Close it (`async with`, or `close()`) in the event loop that used it.
 
     Raises:
-      UserError: the address is not one, or the key's environment variable is not set.
+      UserError: the address is not one, or the key's environment variable is not set or holds no key.
     """
 
     def __init__(self, config: OpenAICompatible) -> None:
@@ -58,6 +58,11 @@ class OpenAIChat:
             raise UserError(
                 f"no key for {config.base_url}: the environment variable {config.api_key_env} is not set; "
                 f"export {config.api_key_env}=..., or name another variable in llm.api_key_env"
+            )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError(
+                f"{config.api_key_env} holds characters that no key has, such as a line break inside or a letter with "
+                f"an accent; export {config.api_key_env}=... anew"
             )
         import openai  # takes seconds, so only those who talk to a server pay for it
 
