@@ -26,7 +26,11 @@ class SimulatedSeeds:
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """How often the simulated model misbehaves, each as a share of requests, as hosted ones do."""
+    """How often the simulated model misbehaves, each as a share of requests, as hosted ones do.
+
+    Raises:
+      ValueError: a share below 0, or shares that are more than 1 in all.
+    """
 
     unchanged: float = setting(0.0, doc="a rewrite that changes nothing")
     refusal: float = setting(0.0, doc="'Sorry, I can not ...' as an answer")
@@ -39,6 +43,16 @@ class Faults:
     server_error: float = setting(0.0, doc="500 or 503")
     dropped: float = setting(0.0, doc="the connection is closed after the request was read")
     slow: float = setting(0.0, doc="an answer that takes ten times as long")
+
+    def __post_init__(self) -> None:
+        shares = vars(self)
+        if not (min(shares.values()) >= 0 and sum(shares.values()) <= 1):
+            told = ", ".join(f"{name} = {share}" for name, share in shares.items() if share)
+            raise ValueError(f"each is a share of requests, none below 0 and at most 1 in all: {told}")
+
+
+WIRE_FAULTS = ("malformed", "rate_limited", "server_error", "dropped", "slow")
+"""The faults that need a wire: the simulated model in this process has none."""
 
 
 @dataclass(frozen=True, kw_only=True)

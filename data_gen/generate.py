@@ -19,7 +19,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -27,7 +27,7 @@ from configs.errors import UserError
 from configs.folder import open_stage, read_complete
 from configs.interrupt import StopFlag, stop_flag
 from data_gen import shards, sources
-from data_gen.config import EvolveConfig, OpenAICompatible, Simulated
+from data_gen.config import WIRE_FAULTS, EvolveConfig, OpenAICompatible, Simulated
 from data_gen.evolve import Lineage, evolve_lineage
 from data_gen.llm import simulated
 from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
@@ -111,9 +111,12 @@ def check(config: EvolveConfig) -> None:
     if not 0 < config.top_p <= 1:
         raise GenerateError(f"top_p = {config.top_p}: it must be above 0 and at most 1")
     if isinstance(config.llm, Simulated):
-        rates = asdict(config.llm.faults)
-        if not (min(rates.values()) >= 0 and sum(rates.values()) <= 1):
-            raise GenerateError(f"llm.faults: rates are shares of requests, none below 0 and in all at most 1: {rates}")
+        for name in WIRE_FAULTS:
+            if getattr(config.llm.faults, name):
+                raise GenerateError(
+                    f"llm.faults.{name} has no effect on the simulated model in this process: serve it with "
+                    f"wizard simulate-llm {name}=..., and set llm = @OpenAICompatible"
+                )
 
 
 # --- the lineages

@@ -169,7 +169,7 @@ def test_progress_counts_the_lineages_up(tmp_path: Path) -> None:
         ({"temperature": float("inf")}, "temperature = inf"),
         ({"top_p": 0.0}, "top_p"),
         ({"name": "My-Data"}, "My-Data"),
-        ({"llm": Simulated(faults=Faults(empty=1.5))}, "llm.faults"),
+        ({"llm": Simulated(faults=Faults(rate_limited=0.1))}, "llm.faults.rate_limited has no effect"),
         ({"llm": OpenAICompatible(model="m", api_key_env="NO_SUCH_KEY_IS_SET")}, "NO_SUCH_KEY_IS_SET"),
         ({"seeds": SeedFile(path="no/such/file.json")}, "no/such/file.json"),
     ],

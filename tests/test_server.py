@@ -17,6 +17,7 @@ from data_gen.config import Faults, Simulated
 from data_gen.llm.chat import ChatRequest, Message, RequestKey
 from data_gen.llm.server import SimulatedServer
 from data_gen.llm.simulated import NAME, SimulatedChatModel
+from wizard_jax.cli import main
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -210,6 +211,14 @@ def test_more_requests_than_the_rate_are_told_when_to_come_again() -> None:
     assert [status for status, _, _ in first] == [200] * 10 + [429] * 5
     assert first[-1][1]["retry-after"] == "0.100"
     assert [status for status, _, _ in later] == [200] * 3 + [429] * 12
+
+
+@pytest.mark.parametrize("shares", [("dropped=1.5",), ("dropped=-0.1",), ("dropped=0.6", "malformed=0.6")])
+def test_shares_that_are_none_are_refused(shares: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate-llm", "--port", "0", *shares]) == 2
+    told = capsys.readouterr().err
+    assert "command line" in told
+    assert "at most 1 in all: " in told
 
 
 def test_a_taken_port_is_named() -> None:
