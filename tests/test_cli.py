@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import pytest
 from tiny_flow import Flow
 
 from configs.folder import load_config
+from configs.loader import load
 from data_gen.config import EvolveConfig
-from wizard_jax.cli import main
+from wizard_jax.cli import _parse, _root, main
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -69,6 +71,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", "x.gin", "--out", "y", "--stpes", "3"],
         ["train", "x.gin", "--out", "y", "steps"],
         ["report", "a", "--out", "b.html", "a.b=1", "--strange"],
+        ["train", "x.gin", "--out", "gs://bucket/run"],
     ],
 )
 def test_what_can_not_be_read_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,3 +212,24 @@ def test_pack_ahead_is_what_train_finds(flow: Flow, tmp_path: Path, capsys: pyte
     assert main(command) == 0
     after = {file: file.stat().st_mtime_ns for file in (tmp_path / "packed").rglob("*") if file.suffix != ".lock"}
     assert after == before
+
+
+def readme_commands() -> list[list[str]]:
+    """Every command that README.md shows, without the leading `wizard`; comments and what stands around it are cut."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = (
+        line.partition("wizard ")[2] for line in text.splitlines() if re.match("    ([A-Z_]+=[^ ]+ )?wizard ", line)
+    )
+    return [shlex.split(line.removesuffix("&"), comments=True) for line in lines]
+
+
+def test_every_command_of_the_readme_is_one_and_its_settings_load() -> None:
+    out: dict[str, Path] = {}
+    for command in readme_commands():
+        arguments = _parse(command)
+        assert callable(arguments.verb)
+        if command[0] in ("evolve", "pack", "train", "eval"):
+            load(_root({"pack": "train"}.get(command[0], command[0])), [arguments.config], arguments.settings)
+        if command[0] in ("pack", "train"):
+            out[command[0]] = arguments.out
+    assert out["pack"] == out["train"].parent / "packed", "where train looks for packed rows"

@@ -335,6 +335,18 @@ def test_what_is_lost_is_counted(
     assert made.lost_share == pytest.approx(3 / 20)
 
 
+def test_a_small_selection_does_not_hide_that_its_conversations_are_truncated(
+    tokenizer: Tokenizer, tmp_path: pathlib.Path
+) -> None:
+    long = [
+        Record(id=f"{i}/0", lineage=f"{i}", turns=(Turn("user", "fig"), Turn("assistant", "fig " * 300)))
+        for i in range(20)
+    ]
+    asked = config(write(long, tmp_path / "dataset"), truncation="truncate", selection=Selection(examples=2))
+    with pytest.raises(DataError, match=r"2 are truncated .*more than data\.max_lost_share"):
+        pack(asked, tokenizer, cache_dir=tmp_path / "packed")
+
+
 def test_too_much_loss_is_refused_also_of_rows_made_before(
     uneven: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path
 ) -> None:

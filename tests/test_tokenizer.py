@@ -109,5 +109,7 @@ def test_no_text_to_train_on_is_refused(tmp_path: pathlib.Path, texts: list[str]
 
 
 def test_a_vocabulary_too_small_for_the_characters_is_refused(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(TokenizerError, match="vocab_size=100: Vocabulary size is smaller"):
+    with pytest.raises(TokenizerError, match=r"vocab_size=100: Vocabulary size is smaller .*\. Increase vocab_size$"):
         train_tokenizer(CORPUS, tmp_path / "x.model", vocab_size=100)
+    with pytest.raises(TokenizerError, match="vocab_size is 0: give"):
+        train_tokenizer(CORPUS, tmp_path / "x.model", vocab_size=0)

@@ -271,6 +271,11 @@ def test_what_can_not_be_meant_is_refused_and_nothing_looks_complete(
     assert not (tmp_path / "run" / "complete.json").exists()
 
 
+def test_a_seed_that_no_key_holds_is_refused() -> None:
+    with pytest.raises(UserError, match="64 bits"):
+        RandomInit(seed=2**63)
+
+
 def test_a_vocabulary_larger_than_the_model_s_is_refused(config: TrainConfig, tmp_path: pathlib.Path) -> None:
     model = dataclasses.replace(config.model, vocab_size=300)
     with pytest.raises(UserError, match=r"model\.vocab_size is 300"):

@@ -16,7 +16,7 @@ from typing import Any
 
 DESCRIPTION = "WizardLM on JAX: evolve instructions, train a LLaMA on them, export, evaluate, report."
 
-_PLACES_TO_MEND = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EISDIR, errno.ENOTDIR)
+_PLACES_TO_MEND = (errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EISDIR, errno.ENOTDIR)
 
 Verb = Callable[[argparse.Namespace], int | None]
 """Returns an exit code, or None for 0."""
@@ -83,6 +83,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _local(text: str) -> Path:
+    """A place to write to. `Path` makes gs:/ of gs://, which would then be an ordinary folder here."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not local: write to a local folder, and copy it when it is complete"
+        )
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="wizard", description=DESCRIPTION)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -96,33 +105,33 @@ def _parser() -> argparse.ArgumentParser:
         stage = add(name, verb, text)
         stage.add_argument("config", help="a .gin file, such as configs/train/quickstart.gin")
         stage.add_argument("settings", nargs="*", metavar="path=value", help="settings that go before the file's")
-        stage.add_argument("--out", type=Path, required=True, help="the folder to write; one that was begun goes on")
+        stage.add_argument("--out", type=_local, required=True, help="the folder to write; one that was begun goes on")
 
     quickstart = add("quickstart", _quickstart, "run the whole flow, small and offline")
-    quickstart.add_argument("--out", type=Path, default=Path("quickstart"), help="where to (default: quickstart)")
+    quickstart.add_argument("--out", type=_local, default=Path("quickstart"), help="where to (default: quickstart)")
     add_stage("evolve", _evolve, "rewrite seed instructions into harder ones and answer them")
     tokenizer = add("tokenizer", _tokenizer, "train a SentencePiece tokenizer on a data set")
     tokenizer.add_argument("dataset", type=Path, help="the folder of wizard evolve")
     tokenizer.add_argument("--chat-format", required=True, help="vicuna, alpaca or wizardlm_7b")
     tokenizer.add_argument("--vocab-size", type=int, default=32_000)
     tokenizer.add_argument("--digits", choices=("split", "whole"), default="split", help="whole: numbers are words")
-    tokenizer.add_argument("--out", type=Path, required=True, help="the file to write, such as tokenizer.model")
+    tokenizer.add_argument("--out", type=_local, required=True, help="the file to write, such as tokenizer.model")
     add_stage("pack", _pack, "plan and write packed rows for a training config, ahead of wizard train")
     add_stage("train", _train, "fine-tune a model on a data set")
     imported = add("import", _import, "read a Hugging Face LLaMA folder (safetensors) into a folder to train from")
     imported.add_argument("source", type=Path)
     imported.add_argument("--chat-format", default="", help="the format it was trained with, if known")
-    imported.add_argument("--out", type=Path, required=True)
+    imported.add_argument("--out", type=_local, required=True)
     export = add("export", _export, "write a run as a Hugging Face folder")
     export.add_argument("run", type=Path)
     export.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     export.add_argument("--chat-format", help="for an imported model, whose folder may name none")
-    export.add_argument("--out", type=Path, help="the folder to write (default: RUN/hf)")
+    export.add_argument("--out", type=_local, help="the folder to write (default: RUN/hf)")
     add_stage("eval", _eval, "ask a model held-out tasks and score its answers")
     report = add("report", _report, "write one page that compares evaluations")
     report.add_argument("evaluations", type=Path, nargs="+", metavar="EVAL")
-    report.add_argument("--out", type=Path, required=True, help="the .html file to write")
+    report.add_argument("--out", type=_local, required=True, help="the .html file to write")
     _add_launch(verbs.add_parser("launch", help="run a verb that is started again when it is cut off"))
     simulate = add("simulate-llm", _simulate_llm, "serve the simulated model over HTTP, in the OpenAI wire format")
     simulate.add_argument("--port", type=int, default=8000)

@@ -93,6 +93,8 @@ def train_tokenizer(
     Raises:
       TokenizerError: no text, or a vocabulary too small for the characters in it.
     """
+    if vocab_size < 1:
+        raise TokenizerError(f"vocab_size is {vocab_size}: give the number of pieces that there may be, such as 32000")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -119,7 +121,9 @@ def train_tokenizer(
         )
     except RuntimeError as error:
         raise TokenizerError(
-            f"cannot train a tokenizer with vocab_size={vocab_size}: {str(error).rpartition('] ')[2]}"
+            # What SentencePiece advises after the comma are options of its own command.
+            f"cannot train a tokenizer with vocab_size={vocab_size}: "
+            f"{str(error).rpartition('] ')[2].partition(' or decrease')[0]}"
         ) from error
     out = pathlib.Path(out_path)
     out.parent.mkdir(parents=True, exist_ok=True)

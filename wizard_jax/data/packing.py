@@ -125,7 +125,10 @@ class PackStats:
 
     @property
     def lost_share(self) -> float:
-        return (self.truncated + self.dropped + self.untrained) / self.candidates
+        """Of conversations, those that are not there whole; `truncated` is of the packed ones, the others of all."""
+        usable = self.candidates - self.dropped - self.untrained
+        every = self.candidates * self.conversations
+        return (every - usable * (self.conversations - self.truncated)) / every
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,10 @@ class RandomInit:
 
     seed: int = setting(0, doc="of the initial weights")
 
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**63:
+            raise UserError(f"seed is {self.seed}: it must fit into 64 bits")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FromCheckpoint:

@@ -115,7 +115,8 @@ class Recorder:
                 self._log.flush()
                 raise DivergedError(
                     f"the loss of step {step} is {measured['loss']} and the norm of its gradient "
-                    f"{measured['grad_norm']}: lower optimizer.peak_lr or clip_norm, or warm up for longer"
+                    f"{measured['grad_norm']}: lower optimizer.peak_lr or clip_norm, or warm up for longer, "
+                    "in another --out"
                 )
             timing = {"seconds": seconds, "tokens_per_second": measured["tokens"] / seconds}
             self._log.write(step, measured=measured, timing=timing)

@@ -145,8 +145,8 @@ def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows
         changed = [f"{name}: {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
         if changed:
             raise TrainError(
-                f"{folder} was started on another input ({'; '.join(changed)}): put back the tokenizer, the data "
-                "set and, if the rows differ, the mesh, or choose another --out"
+                f"{folder} was started on another input ({'; '.join(changed)}): put back the tokenizer and the "
+                "data set, or choose another --out"
             )
         return
     (folder / TOKENIZER).write_bytes(tokenizer.model_bytes)
