@@ -12,8 +12,9 @@ from types import FrameType
 from typing import IO
 
 from configs.errors import UserError
+from configs.interrupt import EXIT_CODES
 
-START_AGAIN = 42
+START_AGAIN = EXIT_CODES[signal.SIGTERM]
 """The exit code of a command that was told to stop, has saved, and goes on when it is started again."""
 
 

@@ -191,6 +191,9 @@ def test_seeds_that_changed_since_the_folder_was_begun_are_refused(tmp_path: Pat
     seeds.write_text('{"prompt": "Name a prime."}\n{"prompt": "Name a lake."}\n')
     with pytest.raises(GenerateError, match="row 2"):
         generate(config, out, progress=quiet)
+    seeds.write_text('{"prompt": "Name a prime."}\n')
+    with pytest.raises(GenerateError, match="row 2 has changed or is gone"):
+        generate(config, out, progress=quiet)
 
 
 def test_when_nothing_survives_it_is_said_and_the_folder_is_not_complete(tmp_path: Path) -> None:

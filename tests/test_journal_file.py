@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from configs.errors import UserError
+from data_gen.llm import journal_file
 from data_gen.llm.journal import Journal
 from data_gen.llm.journal_file import JournalError
 
@@ -51,6 +53,12 @@ def filled(path: Path) -> None:
                 await journal.save_lineage(i, f"seed-{i}", "x" * 500)
 
     asyncio.run(run())
+
+
+def test_a_commit_is_one_that_a_power_cut_can_not_undo(tmp_path: Path) -> None:
+    with contextlib.closing(journal_file.connect(tmp_path / "journal.sqlite")) as db:
+        settings = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")]
+    assert settings == [2, "wal"], "2 is FULL"
 
 
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:

@@ -107,6 +107,15 @@ def test_retry_after_of_a_rate_limit_stops_every_sender() -> None:
     assert sum(at == told + 30.0 for at, _ in provider.sent) >= 1
 
 
+def test_a_later_rate_limit_holds_those_who_already_wait() -> None:
+    # Both are sent at 0. The first is told at 1 to wait until 3; the second at 1, just after, until 31.
+    def failure(sent: int) -> Exception | None:
+        return NotSent("slow", retry_after={1: 2.0, 2: 30.0}[sent], rate_limited=True) if sent <= 2 else None
+
+    _, provider, _ = paced(failure, requests=2, concurrency=2)
+    assert sorted(at for at, _ in provider.sent) == [0.0, 0.0, 31.0, 31.0]
+
+
 def test_a_rate_limit_without_retry_after_backs_off_further_each_time() -> None:
     _, provider, _ = paced(lambda _: NotSent("slow down", rate_limited=True), requests=1, concurrency=1, max_attempts=6)
     waits = [after - before - 1.0 for (before, _), (after, _) in itertools.pairwise(provider.sent)]
