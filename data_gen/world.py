@@ -2,10 +2,10 @@
 
     Take this list: reverse it, then drop the first.
     lemon fig kiwi
-                                  ->  kiwi fig lemon -> fig lemon
+                                  ->  lemon fig kiwi -> kiwi fig lemon -> fig lemon
 
 A task is an opener, a chain of steps and an input. Difficulty is the number of steps, by construction, and the
-answer shows the list after each step; what stands after the last arrow is the result. `render` and `parse` are
+answer shows the list before and after each step; what stands after the last arrow is the result. `render` and `parse` are
 inverses, so a text either is a task of this world or is not.
 """
 
@@ -84,7 +84,7 @@ _BY_PHRASE = MappingProxyType({step.phrase: step for step in _STEPS})
 _LAST_ONLY = ("count", "join")
 """These end a chain: what they make is no longer a list."""
 _DRAWS_IN_VAIN = 1000
-LONGEST_RESULT = 8  # items; keeps answers short enough for a small model
+LONGEST_RESULT = 6  # items; keeps answers short enough for a small model
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ def is_valid(task: Task) -> bool:
 
 
 def answer(task: Task) -> str:
-    """The right answer: the list after each step, joined by arrows."""
-    return ARROW.join(" ".join(items) for items in trace(task))
+    """The right answer: the list written plainly, then the list after each step, joined by arrows."""
+    return ARROW.join(" ".join(items) for items in (task.items, *trace(task)))
 
 
 def result(answer_text: str) -> str:
@@ -172,7 +172,7 @@ def sample_task(rng: random.Random, *, steps: int, form: Form = "plain") -> Task
     """A valid task of so many steps; chains and inputs are drawn evenly from those that are valid."""
     while True:
         pool = WORDS if rng.random() < 0.5 else NUMBERS
-        items = tuple(rng.choice(pool) for _ in range(rng.randint(SHORTEST, LONGEST)))
+        items = tuple(rng.sample(pool, rng.randint(SHORTEST, LONGEST)))
         chain = tuple(rng.choice(_STEPS).name for _ in range(steps))
         task = Task(chain, items, form, rng.choice(PLAIN_OPENERS))
         if is_valid(task):
