@@ -115,7 +115,7 @@ def test_a_chain_that_can_not_be_followed_is_no_task(chain: str) -> None:
 @given(tasks)
 def test_answers_are_those_of_an_independent_slow_computation(task: world.Task) -> None:
     head, _, _ = world.render(task).partition(".\n")
-    items, shown = list(task.items), []
+    items, shown = list(task.items), [" ".join(task.items)]
     for phrase in head.partition(": ")[2].split(", then "):
         before, items = items, SLOWLY[phrase](items)
         assert items, "no step leaves nothing"
