@@ -190,7 +190,10 @@ def _evolve(arguments: argparse.Namespace) -> None:
     page = arguments.out / "report.html"
     if not page.exists():
         write_report(arguments.out, summary)
-    _say(f"{summary['records']:,} records in {arguments.out / 'dataset'}, {summary['rejected']:,} dropped; see {page}")
+    rules = summary["by_rule"]
+    most = f", most often by {max(rules, key=rules.get)}" if rules else ""
+    where = arguments.out / "dataset"
+    _say(f"{summary['records']:,} records in {where}; {summary['rejected']:,} dropped{most}; see {page}")
 
 
 def _tokenizer(arguments: argparse.Namespace) -> None:
