@@ -283,13 +283,18 @@ def test_a_vocabulary_larger_than_the_model_s_is_refused(config: TrainConfig, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"d_ff": 64}, "d_ff: 32 -> 64"), ({"rope_theta": 5e5}, "rope_theta: 10000.0 -> 500000.0")],
+)
 def test_weights_of_another_model_are_refused_by_name(
-    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path, change: dict[str, Any], message: str
 ) -> None:
-    model = dataclasses.replace(config.model, d_ff=64)
+    model = dataclasses.replace(config.model, **change)
     config = dataclasses.replace(config, model=model, init=FromCheckpoint(path=str(whole)))
-    with pytest.raises(CheckpointError, match="layers/down"):
+    with pytest.raises(UserError, match=rf"another model .*model\.{message}"):
         train(config, tmp_path / "run", progress=quiet)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_does_not_go_on_with_other_data(config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -12,6 +12,8 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(Protocol):
+    """Called with how much is done, how much there is, and facts to show beside it."""
+
     def __call__(self, done: int, total: int, facts: Mapping[str, int | str | float]) -> None: ...
 
 

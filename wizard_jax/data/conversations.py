@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,10 +13,8 @@ from data_gen.records import Record
 from wizard_jax import chat
 from wizard_jax.data.config import DataConfig, DataError, Selection
 from wizard_jax.data.order import seeded_order
+from wizard_jax.progress import Progress
 from wizard_jax.tokenizer import Tokenizer
-
-Progress = Callable[[int, int, Mapping[str, int | str | float]], None]
-"""Called with how much is done, how much there is, and facts to show beside it."""
 
 
 @dataclass(frozen=True)

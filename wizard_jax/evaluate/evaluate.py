@@ -8,7 +8,7 @@ Every answer is written down as it comes, so a run that was stopped asks only fo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.statistics import wilson
 from wizard_jax.evaluate.tasks import simulated_world
 from wizard_jax.generate import sampler
+from wizard_jax.progress import Progress
 from wizard_jax.runs import OpenedModel, open_model
 
 ANSWERS = "simulated_world.jsonl"
 RESULTS = "results.json"
 
 _NOTHING = {"id": None}  # no row has it
-
-Progress = Callable[[int, int, dict[str, int | str]], None]
 
 
 def evaluate(config: EvalConfig, out: Path, *, progress: Progress) -> dict[str, Any]:

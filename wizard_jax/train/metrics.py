@@ -15,7 +15,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from configs.errors import UserError
-from wizard_jax.data.conversations import Progress
+from wizard_jax.progress import Progress
 from wizard_jax.train.step import StepMetrics
 
 FILE = "metrics.jsonl"

@@ -19,19 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from configs.errors import UserError
-from configs.folder import open_stage, read_complete, write_atomically
+from configs.folder import IDENTITY, open_stage, read_complete, read_identity, write_atomically
 from configs.interrupt import stop_flag
+from configs.loader import entries
 from data_gen.shards import dataset_folder
 from wizard_jax.chat import get_format
-from wizard_jax.data.conversations import Progress
 from wizard_jax.data.packing import PackedFolder, pack
 from wizard_jax.data.pipeline import batches
 from wizard_jax.data.steps import StepRows, step_rows
 from wizard_jax.model.decoder import count_params
 from wizard_jax.model.sharding import RULES, batch_sharding, make_mesh
+from wizard_jax.progress import Progress
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
@@ -41,6 +43,8 @@ from wizard_jax.train.step import Steps, TrainState, make_steps
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.model"
 INPUT = "input.json"
+FREE_WITH_WEIGHTS = ("model.initializer_range", "model.max_positions")
+"""Settings of the model that do not say what given weights compute."""
 
 _log = logging.getLogger(__name__)
 
@@ -129,10 +133,30 @@ def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
         )
     dataset_folder(Path(config.data.dataset))
     get_format(config.data.chat_format)
-    if isinstance(config.init, FromCheckpoint) and not _weights_of(config.init).steps():
+    if isinstance(config.init, FromCheckpoint):
+        if not _weights_of(config.init).steps():
+            raise TrainError(
+                f"init.path {config.init.path} holds no checkpoint: give the folder of a finished `wizard train` "
+                "or `wizard import`"
+            )
+        _check_same_network(config, config.init)
+
+
+def _check_same_network(config: TrainConfig, init: FromCheckpoint) -> None:
+    """Weights mean nothing in another network, and shapes do not show its rope_theta or norm_eps."""
+    if not (epath.Path(init.path) / IDENTITY).exists():
+        return
+    there = read_identity(init.path).settings
+    now = {one.path: one.text for one in entries(config) if one.path.startswith("model.") and one.role == "identity"}
+    different = [
+        f"{path}: {there[path]} -> {text}"
+        for path, text in now.items()
+        if path not in FREE_WITH_WEIGHTS and there.get(path, text) != text
+    ]
+    if different:
         raise TrainError(
-            f"init.path {config.init.path} holds no checkpoint: give the folder of a finished `wizard train` "
-            "or `wizard import`"
+            f"init.path {init.path} holds weights of another model (there -> here): {'; '.join(different)}; give the "
+            "model settings that it was made with"
         )
 
 
