@@ -98,6 +98,21 @@ def test_a_model_without_a_chat_format_asks_for_one_and_keeps_it(exported: Path,
         export_model(tmp_path / "imported", tmp_path / "out", chat_format="vicuna")
 
 
+@pytest.mark.parametrize("gone", [("checkpoints", "tokenizer.model"), ("tokenizer.model",), ()])
+def test_an_import_that_was_cut_off_is_finished_when_it_is_run_again(
+    flow: Flow, exported: Path, tmp_path: Path, gone: tuple[str, ...]
+) -> None:
+    """In the order that they are written in: complete.json is the last."""
+    out = tmp_path / "imported"
+    import_model(exported, out)
+    summary = read_complete(out, stage="import")
+    for name in ("complete.json", *gone):
+        shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+    import_model(exported, out)
+    assert read_complete(out, stage="import") == summary
+    jax.tree.map(np.testing.assert_array_equal, open_model(out).params, open_model(flow.run).params)
+
+
 def test_an_imported_model_is_trained_from(flow: Flow, exported: Path, tmp_path: Path) -> None:
     import_model(exported, tmp_path / "imported")
     start = ("init=@FromCheckpoint", f"init.path={tmp_path / 'imported'}", "steps=0")
