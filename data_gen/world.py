@@ -4,9 +4,9 @@
     lemon fig kiwi
                                   ->  lemon fig kiwi -> kiwi fig lemon -> fig lemon
 
-A task is an opener, a chain of steps and an input. Difficulty is the number of steps, by construction, and the
-answer shows the list before and after each step; what stands after the last arrow is the result. `render` and `parse` are
-inverses, so a text either is a task of this world or is not.
+A task is an opener, a chain of steps and an input. Difficulty is the number of steps, by construction. The answer
+shows the list before and after each step; what stands after the last arrow is the result. `render` and `parse`
+are inverses, so a text either is a task of this world or is not.
 """
 
 from __future__ import annotations
