@@ -3,8 +3,8 @@
     python benchmarks/packing.py seed_tasks.jsonl evolved
 
 Lengths are those of real conversations, from instruction files (any that `wizard evolve` reads) and data sets (folders
-of `wizard evolve`), in the chat format vicuna and tokenised with a tokenizer trained on them; and 22,000 log-normal
-ones with a mean of 568 tokens.
+of `wizard evolve`), in the chat format vicuna and tokenised with a tokenizer trained on them; and 22,000, 200,000 and
+1,000,000 log-normal ones with a mean of 568 tokens.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def cases(sources: Sequence[Path]) -> Iterator[tuple[str, np.ndarray, int]]:
         lengths = lengths_of(source)
         for seq_len in (512, 2048):
             yield source.name, lengths[lengths <= seq_len], seq_len
-    draws = np.random.default_rng(0).lognormal(mean=6.06, sigma=0.8, size=22_000)
-    yield "log-normal", np.clip(draws.round(), 2, 2048).astype(np.int64), 2048
+    for count in (22_000, 200_000, 1_000_000):
+        draws = np.random.default_rng(0).lognormal(mean=6.06, sigma=0.8, size=count)
+        yield "log-normal", np.clip(draws.round(), 2, 2048).astype(np.int64), 2048
 
 
 def lengths_of(source: Path) -> np.ndarray:

@@ -93,29 +93,61 @@ def reference(lengths: list[int], *, seq_len: int) -> int:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(0, 5))
-def test_the_plan_is_best_fit_and_places_everything_once(lengths: list[int], seed: int) -> None:
+def test_a_plan_places_everything_once_in_no_more_rows_than_best_fit(lengths: list[int], seed: int) -> None:
     plan = plan_packing(np.array(lengths), seq_len=40, seed=seed)
     assert sorted(plan.items.tolist()) == list(range(len(lengths)))
     sums = [int(np.array(lengths)[plan.row(i)].sum()) for i in range(plan.rows)]
     assert all(0 < total <= 40 for total in sums)
-    assert plan.rows == reference(lengths, seq_len=40)
+    assert plan.rows <= reference(lengths, seq_len=40)
 
 
-def test_a_plan_is_a_function_of_lengths_and_seed() -> None:
-    lengths = np.arange(1000) * 37 % 100 + 1
+def test_the_subset_that_fills_a_row_goes_into_it() -> None:
+    lengths = np.array([4, 4, 3, 3, 3, 3])
+    assert reference(lengths.tolist(), seq_len=10) == 3  # 4 + 4 first, though nothing fits beside them
+    plan = plan_packing(lengths, seq_len=10, seed=0)
+    assert [lengths[plan.row(i)].tolist() for i in range(plan.rows)] == [[4, 3, 3], [4, 3, 3]]
+
+
+def test_best_fit_is_kept_where_filling_row_after_row_needs_more() -> None:
+    lengths = np.array([9, 9, 8, 8, 8, 4, 4, 3, 3])  # 9 4 3 3, then 9 8, then 8 8: a 4 is left
+    assert plan_packing(lengths, seq_len=19, seed=0).rows == reference(lengths.tolist(), seq_len=19) == 3
+
+
+def test_the_seed_decides_only_which_of_equal_length_go_where() -> None:
+    lengths = np.random.default_rng(0).lognormal(4.85, 0.35, 2000).astype(np.int64).clip(2, 512)
+    one, other = (plan_packing(lengths, seq_len=512, seed=seed) for seed in (0, 1))
+    assert one.items.tolist() != other.items.tolist()
+    assert one.starts.tolist() == other.starts.tolist()
+    assert lengths[one.items].tolist() == lengths[other.items].tolist()
+
+
+@pytest.mark.parametrize(
+    ("shortest", "rows", "pinned"),
+    [(1, 395, "690cfbfd22bbf3a4"), (25, 490, "9eb1d905bae2a054")],
+    ids=["best fit", "minimum slack"],
+)
+def test_a_plan_is_a_function_of_lengths_and_seed(shortest: int, rows: int, pinned: str) -> None:
+    lengths = np.arange(1000) * 37 % (101 - shortest) + shortest
     plan = plan_packing(lengths, seq_len=128, seed=3)
     assert plan.sha256 == plan_packing(lengths.copy(), seq_len=128, seed=3).sha256
     assert plan.sha256 != plan_packing(lengths, seq_len=128, seed=4).sha256
     # Pinned: a change of plan would silently change what a seed means.
-    assert plan.sha256.startswith("2bafe07d48f5b35a")
+    assert (plan.rows, plan.sha256[:16]) == (rows, pinned)
 
 
-@pytest.mark.parametrize(("count", "seq_len", "at_least"), [(22_000, 2048, 0.999), (22_000, 512, 0.99)])
+@pytest.mark.parametrize(("count", "seq_len", "at_least"), [(22_000, 2048, 0.9999), (22_000, 512, 0.999)])
 def test_little_is_wasted_on_natural_lengths(count: int, seq_len: int, at_least: float) -> None:
     draws = np.random.default_rng(0).lognormal(np.log(568) - 0.5, 1.0, count)
     lengths = np.clip(draws.astype(np.int64), 1, seq_len)
     plan = plan_packing(lengths, seq_len=seq_len, seed=0)
     assert lengths.sum() / (plan.rows * seq_len) >= at_least
+
+
+def test_little_is_wasted_where_no_length_is_short() -> None:
+    """With few short conversations to fill the gaps, best fit wastes 1.6%."""
+    lengths = np.random.default_rng(0).lognormal(4.85, 0.35, 20_000).astype(np.int64).clip(2, 512)
+    plan = plan_packing(lengths, seq_len=512, seed=0)
+    assert lengths.sum() / (plan.rows * 512) >= 0.9995
 
 
 @pytest.mark.skipif(not SEEDS.exists(), reason="the self-instruct seed tasks are not here")

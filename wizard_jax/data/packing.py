@@ -57,22 +57,24 @@ class Plan:
 
 
 def plan_packing(lengths: np.ndarray, *, seq_len: int, seed: int) -> Plan:
-    """Fills row after row: the longest conversation left, then those of the rest that fill the row best.
+    """Best fit decreasing, or minimum bin slack where that needs fewer rows. Nothing is split.
 
-    This is the minimum bin slack heuristic (Gupta and Ho 1999, with the longest fixed first as in Fleszar and Hindi
-    2002), its search by subset sums in a bitset. Where it leaves more rows than the tokens need, the plan of best fit
-    is taken if that has fewer. The seed decides which conversations of equal length go where. Nothing is split.
+    Best fit is kept if it needs no more rows than the tokens do. Otherwise row after row is filled: the longest
+    conversation left, then those of the rest that fill the row best, found as subset sums in a bitset: the minimum
+    bin slack heuristic of Gupta and Ho (1999), with the longest fixed as in Fleszar and Hindi (2002). The seed
+    decides which conversations of equal length go where.
 
-    COST
+    Costs 0.2 s for 22,000 conversations, 0.4 s for 200,000 and 1.4 s for a million (one core, seq_len 2048, lengths
+    log-normal with a mean of 568): the more of a length there are, the more rows one search fills.
 
     Args:
       lengths: int [conversations], each in 1..seq_len.
     """
     lengths = np.asarray(lengths, np.int64)
     assert lengths.size == 0 or (lengths.min() >= 1 and lengths.max() <= seq_len)
-    rows = _fill_rows(lengths, seq_len=seq_len)
+    rows = _best_fit(lengths, seq_len=seq_len)
     if len(rows) > -(-int(lengths.sum()) // seq_len):
-        rows = min(rows, _best_fit(lengths, seq_len=seq_len), key=len)
+        rows = min(rows, _minimum_slack(lengths, seq_len=seq_len), key=len)
     # The first conversation of a length in shuffled order goes to the first place for that length, and so on.
     shuffled = seeded_order(len(lengths), seed=seed)
     places = np.fromiter(itertools.chain.from_iterable(rows), np.int64, len(lengths))
@@ -82,10 +84,10 @@ def plan_packing(lengths: np.ndarray, *, seq_len: int, seed: int) -> Plan:
     return Plan(items=items, starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]))
 
 
-def _fill_rows(lengths: np.ndarray, *, seq_len: int) -> list[list[int]]:
-    """The lengths in each row, by minimum bin slack."""
-    counts = np.bincount(lengths, minlength=seq_len + 1).tolist()
-    left = np.unique(lengths).tolist()
+def _minimum_slack(lengths: np.ndarray, *, seq_len: int) -> list[list[int]]:
+    """The lengths in each row: the longest left, then those of the rest that fill the row best."""
+    counts = np.bincount(lengths).tolist()
+    left = np.flatnonzero(counts).tolist()
     rows: list[list[int]] = []
     while left:
         longest = left[-1]
@@ -137,8 +139,9 @@ def _best_fit(lengths: np.ndarray, *, seq_len: int) -> list[list[int]]:
     # with_room[room]: the rows with that much room left; count[room] is how many, for a fast search.
     with_room: list[list[int]] = [[] for _ in range(seq_len + 1)]
     count = np.zeros(seq_len + 1, np.int64)
-    distinct, repeats = np.unique(lengths, return_counts=True)
-    for length, todo in zip(distinct[::-1].tolist(), repeats[::-1].tolist(), strict=True):
+    of_length = np.bincount(lengths)
+    for length in np.flatnonzero(of_length)[::-1].tolist():
+        todo = int(of_length[length])
         candidates = iter((np.flatnonzero(count[length:]) + length).tolist())
         room = next(candidates, None)
         while todo:
