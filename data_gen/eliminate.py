@@ -54,6 +54,10 @@ _REFUSAL_OPENING = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 
+_VERDICT_OPENING = re.compile(r"\W*(?:not[\s-]+equal\b|(?P<equal>equal)(?=\s*(?:$|[^\w\s]|\n)))", re.IGNORECASE)
+_NOT_EQUAL = re.compile(r"(?:\bnot|n['’]t)(?:\s+\w+)?[\s-]+equal\b", re.IGNORECASE)
+_DENIAL = re.compile(r"\b(?:not|neither|hardly)\b|n['’]t\b", re.IGNORECASE)
+
 
 def identical(candidate: str, *, parent: str) -> Reason | None:
     """Rule 1 without a judge: the same words in the same order, whatever the case and the spaces."""
@@ -63,13 +67,20 @@ def identical(candidate: str, *, parent: str) -> Reason | None:
 
 
 def no_gain(verdict: str) -> Reason | None:
-    """Rule 1 with the judge's reply; a verdict that can not be read drops the candidate under its own rule."""
-    said = re.match(r"\W*(not[\s_-]+equal|equal)(?=\s*(?:$|[^\w\s]|\n))", verdict, re.IGNORECASE)
-    if said is None:
-        return Reason("unreadable_reply", f"the judge said neither Equal nor Not Equal: {_quoted(verdict)}")
-    if said[1].casefold() == "equal":
-        return Reason("no_gain", "the judge found it equal to the instruction before")
-    return None
+    """Rule 1 with the judge's reply; a verdict that can not be read drops the candidate under its own rule.
+
+    What a reply begins with is its verdict; else a sentence counts if it says one of the two and not the other.
+    """
+    said = verdict.replace("_", " ")
+    opening = _VERDICT_OPENING.match(said)
+    if opening is not None:
+        is_equal = opening["equal"] is not None
+    else:
+        rest, denials = _NOT_EQUAL.subn("", said)
+        is_equal = re.search(r"\bequal\b", rest, re.IGNORECASE) is not None
+        if is_equal == bool(denials) or (is_equal and _DENIAL.search(rest)):
+            return Reason("unreadable_reply", f"the judge said neither Equal nor Not Equal: {_quoted(verdict)}")
+    return Reason("no_gain", "the judge found it equal to the instruction before") if is_equal else None
 
 
 def refusal(answer: str) -> Reason | None:

@@ -7,19 +7,61 @@ import pytest
 from data_gen import eliminate
 
 
-@pytest.mark.parametrize("verdict", ["Equal", "equal.", " **Equal**", "'Equal'", "Equal\nBoth ask for a prime."])
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        "Equal",
+        "equal.",
+        " **Equal**",
+        "_Equal_",
+        "'Equal'",
+        "Equal\nBoth ask for a prime.",
+        "Equal because both ask for a prime.",
+        "The two are equal",
+        "Verdict: Equal",
+    ],
+)
 def test_rule_1_drops_what_the_judge_finds_equal(verdict: str) -> None:
     reason = eliminate.no_gain(verdict)
     assert reason is not None
     assert reason.rule == "no_gain"
 
 
-@pytest.mark.parametrize("verdict", ["Not Equal", "not equal.", "**Not Equal**", "Not Equal: one asks for more."])
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        "Not Equal",
+        "not equal.",
+        "**Not Equal**",
+        "__Not_Equal__",
+        "Not Equal: one asks for more.",
+        "Not Equal because the second asks for more.",
+        "Not equal, though they set equal constraints.",
+        "They are not equal.",
+        "These aren't equal.",
+        "The two instructions are not really equal.",
+        "Verdict: Not Equal",
+    ],
+)
 def test_rule_1_passes_what_the_judge_finds_not_equal(verdict: str) -> None:
     assert eliminate.no_gain(verdict) is None
 
 
-@pytest.mark.parametrize("verdict", ["", "...", "Yes", "Equality", "They differ.", "Unequal", "The two are equal"])
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        "",
+        "...",
+        "Yes",
+        "Equality",
+        "They differ.",
+        "Unequal",
+        "Either Equal or Not Equal",
+        "In breadth they are equal, in depth they are not equal.",
+        "I do not believe that they are equal.",
+        "They go equally deep.",
+    ],
+)
 def test_a_verdict_that_can_not_be_read_never_passes(verdict: str) -> None:
     reason = eliminate.no_gain(verdict)
     assert reason is not None
