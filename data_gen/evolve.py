@@ -172,7 +172,7 @@ class _Asking:
         except Permanent as error:
             if error.scope == "run":
                 raise
-            return _Heard("", reason=Reason("refused_request", str(error)))
+            return _Heard("", reason=Reason("gave_up" if error.scope == "unclear" else "refused_request", str(error)))
         except (NotSent, Ambiguous) as error:
             return _Heard("", reason=Reason("gave_up", f"after {config.max_attempts} attempts: {error}"))
         match reply.finish_reason:

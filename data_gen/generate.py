@@ -294,7 +294,9 @@ class _Answering:
     async def complete(self, request: ChatRequest) -> ChatReply:
         try:
             reply = await self.inner.complete(request)
-        except (NotSent, Ambiguous) as error:
+        except (NotSent, Ambiguous, Permanent) as error:
+            if isinstance(error, Permanent) and error.scope != "unclear":
+                raise
             self.lost_in_a_row += 1
             if self.lost_in_a_row < LOST_IN_A_ROW:
                 if self.unanswered == "put off":

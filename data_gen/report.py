@@ -29,7 +29,7 @@ RULES = MappingProxyType(
         "truncated": "the reply was cut off at max_tokens",
         "unreadable_reply": "the provider's reply held no text, or no verdict where one was asked for",
         "refused_request": "the provider refused or withheld this reply for good",
-        "gave_up": "no reply after the allowed number of attempts",
+        "gave_up": "no reply after the allowed number of attempts, or a refusal that does not say what it refuses",
     }
 )
 """The first four are the published rules of elimination; the others are candidates that never were."""

@@ -25,6 +25,8 @@ def forge_evaluation(
     per_band: int = 3,
     seed: int = 1,
     notes: Sequence[str] = (),
+    untraced: str = "",
+    unparsed: int = 0,
 ) -> Path:
     """`answer` says what the model said to each task."""
     task = SimulatedWorld(per_band=per_band, seed=seed, held_out_from=("evolved",))
@@ -43,11 +45,13 @@ def forge_evaluation(
                 "label": label or Path(model).name,
                 "model": model,
                 "notes": list(notes),
+                "untraced": untraced,
                 "bands": {band: wilson(counts[band], per_band)._asdict() for band in BANDS},
                 "held_out": {
                     "checked_against": [{"folder": "evolved", "records": 1234, "sha256": "ab" * 32}],
                     "texts": 5678,
                     "pairs": 4321,
+                    "unparsed": unparsed,
                     "drawn_and_thrown_away": thrown_away,
                 },
             }

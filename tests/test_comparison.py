@@ -52,6 +52,34 @@ def test_it_says_what_it_is_and_how_held_out_was_checked(folders: list[Path], tm
         assert told in text
 
 
+def test_it_says_what_4_or_more_steps_are(folders: list[Path], tmp_path: Path) -> None:
+    comparison.write_report(folders, tmp_path / "report.html")
+    assert "4+ steps: a task has 4 or 5 steps." in PageReader(tmp_path / "report.html").text
+
+
+def test_how_held_out_was_checked_is_told_for_each_arm_where_it_differs(folders: list[Path], tmp_path: Path) -> None:
+    comparison.write_report(folders, tmp_path / "same.html")
+    text = PageReader(tmp_path / "same.html").text
+    assert (text.count("no task shares"), text.count("Held out: no task shares")) == (1, 1)
+    assert "no tasks of this world" not in text
+    other = forge_evaluation(tmp_path / "c", label="with others", unparsed=1500)
+    comparison.write_report([*folders, other], tmp_path / "other.html")
+    text = PageReader(tmp_path / "other.html").text
+    assert text.count("no task shares") == 3
+    assert "the seeds: no task shares" in text
+    first, _, rest = text.partition("with others: no task shares")
+    assert "no tasks of this world" not in first
+    assert "1,500 of the instructions are no tasks of this world: of those only the text is compared." in rest
+
+
+def test_what_an_imported_model_was_trained_on_is_said_to_be_unknown(folders: list[Path], tmp_path: Path) -> None:
+    other = forge_evaluation(tmp_path / "c", label="theirs", untraced="llama/hf")
+    comparison.write_report([*folders, other], tmp_path / "report.html")
+    text = PageReader(tmp_path / "report.html").text
+    assert text.count("is not known") == 1
+    assert "What llama/hf was trained on is not known, so theirs may have seen these very tasks." in text
+
+
 def test_evaluations_on_other_tasks_are_refused(folders: list[Path], tmp_path: Path) -> None:
     other = forge_evaluation(tmp_path / "c", label="other tasks", seed=2)
     with pytest.raises(UserError, match=r"did not answer the same tasks: .*task\.seed"):

@@ -56,6 +56,7 @@ def test_results_are_those_of_the_rows(flow: Flow, evaluation: Path) -> None:
         assert results["bands"][band] == wilson(correct, 2)._asdict()
     assert all(row["correct"] == (row["extracted"] == row["target"]) for row in answers)
     assert (results["label"], results["model"], results["step"]) == ("tiny", str(flow.run), 2)
+    assert (results["untraced"], results["held_out"]["unparsed"]) == ("", 0)
     checked = results["held_out"]["checked_against"]
     assert [one["folder"] for one in checked] == [str(flow.evolved)]
     assert checked[0]["records"] == read_complete(flow.evolved)["records"]
@@ -151,6 +152,7 @@ def test_an_exported_folder_gives_the_same_answers(flow: Flow, evaluation: Path,
     hf = tmp_path / "hf"
     assert main(["export", str(flow.run), "--out", str(hf), "--dtype", "float32"]) == 0
     assert main(flow.eval_command(tmp_path / "eval", f"model={hf}")) == 0
+    assert read_complete(tmp_path / "eval")["untraced"] == str(hf)
     told = [{**row, "step": 2} for row in rows(tmp_path / "eval")]
     assert told == rows(evaluation)
 

@@ -115,6 +115,8 @@ def test_the_request_says_what_it_should_and_the_reply_what_it_said() -> None:
     ]
 
 
+VLLM = "'max_tokens' is too large: 64. This model's maximum context length is {} tokens and your request has 4090."
+
 CLASSED: list[tuple[str, bytes | None, Callable[[Exception], bool]]] = [
     ("429", http(429, error()), lambda e: isinstance(e, NotSent) and e.rate_limited and e.retry_after is None),
     ("429 after 7", http(429, error(), retry_after="7"), lambda e: isinstance(e, NotSent) and e.retry_after == 7.0),
@@ -125,8 +127,14 @@ CLASSED: list[tuple[str, bytes | None, Callable[[Exception], bool]]] = [
     ("500", http(500, error()), lambda e: isinstance(e, Ambiguous)),
     ("502", http(502, b"<html>"), lambda e: isinstance(e, Ambiguous)),
     ("504", http(504, b""), lambda e: isinstance(e, Ambiguous)),
-    ("400", http(400, error()), lambda e: isinstance(e, Permanent) and e.scope == "request"),
-    ("422", http(422, error()), lambda e: isinstance(e, Permanent) and e.scope == "request"),
+    ("400", http(400, error()), lambda e: getattr(e, "scope", "") == "unclear"),
+    ("422", http(422, error()), lambda e: getattr(e, "scope", "") == "unclear"),
+    ("a proxy's 400", http(400, b"<html>"), lambda e: getattr(e, "scope", "") == "unclear"),
+    ("413", http(413, error()), lambda e: getattr(e, "scope", "") == "request"),
+    ("filter", http(400, error(code="content_filter")), lambda e: getattr(e, "scope", "") == "request"),
+    ("too long", http(400, error(code="context_length_exceeded")), lambda e: getattr(e, "scope", "") == "request"),
+    ("vLLM", http(400, error(VLLM.format(4096))), lambda e: getattr(e, "scope", "") == "request"),
+    ("vLLM's limit", http(400, error(VLLM.format(64))), lambda e: getattr(e, "scope", "") == "run"),
     ("parameter", http(400, error(code="unsupported_parameter")), lambda e: getattr(e, "scope", "") == "run"),
     ("401", http(401, error()), lambda e: isinstance(e, Permanent) and e.scope == "run"),
     ("403", http(403, b"<html>"), lambda e: isinstance(e, Permanent) and e.scope == "run"),

@@ -55,6 +55,16 @@ def test_no_text_and_no_pair_in_common_with_what_was_trained_on(trained_on: Path
             assert (mine.steps, mine.items) != (task.steps, task.items)
 
 
+def test_instructions_that_are_no_tasks_of_the_world_are_counted(tmp_path: Path) -> None:
+    asked, _ = samples(SimulatedWorld(per_band=1, held_out_from=("x",)), NOTHING)
+    texts = ["Write a poem about figs.", asked[0].instruction, "Name three birds."]
+    turns = [turn for text in texts for turn in (Turn("user", text), Turn("assistant", "an answer"))]
+    records = [Record(id="0/0", lineage="0", turns=tuple(turns))]
+    write_dataset(records, tmp_path / "data", name="mixed", count=1, records_per_shard=1, description="mixed")
+    seen = read_seen([str(tmp_path / "data")])
+    assert (seen.unparsed, len(seen.pairs), len(seen.texts)) == (2, 1, 3)
+
+
 def _records(folder: Path) -> list[Record]:
     from data_gen.shards import read_dataset
 

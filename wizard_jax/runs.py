@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ class OpenedModel:
     """The data sets' folders: the run's own, then those of the runs that its weights come from."""
     step: int | None
     """Of the checkpoint; None for a Hugging Face folder."""
+    untraced: str = ""
+    """The imported weights that it comes from, whose training data nobody wrote down; '' where there are none."""
     notes: tuple[str, ...] = ()
     """What was passed over to open it, such as a damaged newer checkpoint."""
 
@@ -72,10 +75,12 @@ def _open_stage(path: Path, *, step: int | None, mesh: jax.sharding.Mesh | None)
     stage = read_identity(path).stage
     if stage == "train":
         run = load_config(TrainConfig, path)
-        model, chat_format, trained_on = run.model, run.data.chat_format, _datasets(run)
+        model, chat_format = run.model, run.data.chat_format
+        trained_on, untraced = _origin(run)
     elif stage == "import":
         imported = load_config(ImportConfig, path)
-        model, chat_format, trained_on = imported.model, imported.chat_format, ()
+        model, chat_format = imported.model, imported.chat_format
+        trained_on, untraced = (), os.fspath(path)
     else:
         raise UserError(f"{path} was made by wizard {stage} and holds no model: give the folder of a run")
     abstract = _placed(decoder.abstract_params(model), model, mesh)
@@ -91,16 +96,21 @@ def _open_stage(path: Path, *, step: int | None, mesh: jax.sharding.Mesh | None)
         chat_format=chat_format,
         trained_on=trained_on,
         step=restored.step,
+        untraced=untraced,
         notes=restored.notes,
     )
 
 
-def _datasets(run: TrainConfig) -> tuple[str, ...]:
+def _origin(run: TrainConfig) -> tuple[tuple[str, ...], str]:
+    """`OpenedModel.trained_on` and `untraced` of a run."""
     own = (run.data.dataset,)
-    if not isinstance(run.init, FromCheckpoint) or not (epath.Path(run.init.path) / IDENTITY).exists():
-        return own
-    trained = read_identity(run.init.path).stage == "train"
-    return own + (_datasets(load_config(TrainConfig, run.init.path)) if trained else ())
+    if not isinstance(run.init, FromCheckpoint):
+        return own, ""
+    source = run.init.path
+    if not (epath.Path(source) / IDENTITY).exists() or read_identity(source).stage != "train":
+        return own, source
+    earlier, untraced = _origin(load_config(TrainConfig, source))
+    return own + earlier, untraced
 
 
 def _open_hugging_face(path: Path, *, mesh: jax.sharding.Mesh | None) -> OpenedModel:
@@ -117,6 +127,7 @@ def _open_hugging_face(path: Path, *, mesh: jax.sharding.Mesh | None) -> OpenedM
         chat_format=importing.read_chat_format(path),
         trained_on=(),
         step=None,
+        untraced=os.fspath(path),
     )
 
 

@@ -72,7 +72,7 @@ class ChatModel(Protocol):
         Raises:
           NotSent: nothing was billed; the request may be sent again after `retry_after` seconds.
           Ambiguous: the request may have been billed; sending it again may pay twice.
-          Permanent: this request will never succeed.
+          Permanent: sending it again as it stands would not help.
         """
         ...
 
@@ -94,13 +94,17 @@ class Ambiguous(ChatError):
     """Lost after it was sent: a time-out, a dropped connection, 500, 502, 504. It may have been billed."""
 
 
-class Permanent(ChatError):
-    """Will never succeed as it stands.
+Scope = Literal["request", "run", "unclear"]
 
-    `scope` says what to do about it: "request" (this prompt is refused: reject the candidate) or "run"
-    (bad key, unknown model, no permission: stop, for every other request would fail too).
+
+class Permanent(ChatError):
+    """Will not succeed as it stands.
+
+    `scope` says what to do about it: "request" (this prompt is refused for good: reject the candidate), "run" (bad
+    key, unknown model, no permission: stop, for every other request would fail too) or "unclear" (the server does
+    not say which of the two it is: go on with the others, and stop if they fail too).
     """
 
-    def __init__(self, message: str, *, scope: Literal["request", "run"]) -> None:
+    def __init__(self, message: str, *, scope: Scope) -> None:
         super().__init__(message)
-        self.scope: Literal["request", "run"] = scope
+        self.scope: Scope = scope

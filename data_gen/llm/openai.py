@@ -11,15 +11,16 @@ import ipaddress
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from configs.errors import UserError
 from data_gen.config import OpenAICompatible
-from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, FinishReason, NotSent, Permanent
+from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, FinishReason, NotSent, Permanent, Scope
 
 if TYPE_CHECKING:
     import openai
@@ -41,6 +42,13 @@ _WRONG_FOR_EVERY_REQUEST = (
     "model_not_found",
     "unsupported_parameter",
     "unsupported_value",
+)
+_WRONG_FOR_THIS_REQUEST = (
+    "content_filter",  # Azure
+    "content_policy_violation",
+    "invalid_prompt",  # OpenAI: the prompt was flagged
+    "context_length_exceeded",
+    "exceed_context_size_error",  # llama.cpp, as the type
 )
 
 
@@ -95,7 +103,8 @@ class OpenAIChat:
         Raises:
           NotSent: no connection, 429, 503 or 529.
           Ambiguous: a time-out, a dropped connection, any other 5xx.
-          Permanent: 400 and 422 for this request; 401, 403, 404, no quota, an unknown parameter for the run.
+          Permanent: for this request, a 400 that names its content or length, and 413; for the run, 401, 403, 404,
+            no quota, a parameter that the model does not take; unclear, any other 400 and 422.
         """
         messages: Any = [{"role": m.role, "content": _well_formed(m.content)} for m in request.messages]
         try:
@@ -111,7 +120,7 @@ class OpenAIChat:
         except TimeoutError as error:
             raise Ambiguous(f"no answer within {self._config.timeout_seconds:g} s") from error
         except self._openai.APIStatusError as error:
-            raise self._status_error(error) from error
+            raise self._status_error(error, request) from error
         except self._openai.APIConnectionError as error:
             raise self._connection_error(error) from error
         return read_completion(response.content, model=request.model)
@@ -121,7 +130,7 @@ class OpenAIChat:
         message = self._readable(f"{self._config.base_url}: {cause}: {error.__cause__}")
         return NotSent(message) if cause in _NEVER_CONNECTED else Ambiguous(message)
 
-    def _status_error(self, error: openai.APIStatusError) -> ChatError:
+    def _status_error(self, error: openai.APIStatusError, request: ChatRequest) -> ChatError:
         status = error.status_code
         message = self._readable(f"{self._config.base_url} answered {status}: {error.message}")
         if error.code in _WRONG_FOR_EVERY_REQUEST:
@@ -131,11 +140,21 @@ class OpenAIChat:
             return NotSent(message, retry_after=wait, rate_limited=status == 429)
         if status >= 500 or status == 408:
             return Ambiguous(message)
-        scope: Literal["request", "run"] = "request" if status in (400, 413, 422) else "run"
-        return Permanent(message, scope=scope)
+        if status not in (400, 413, 422):
+            return Permanent(message, scope="run")
+        return Permanent(message, scope="request" if status == 413 else _scope(error, max_tokens=request.max_tokens))
 
     def _readable(self, message: str) -> str:
         return " ".join(message.replace(self._key, "***").split())[:_MESSAGE_CHARS]
+
+
+def _scope(error: openai.APIStatusError, *, max_tokens: int) -> Scope:
+    """Whom a 400 or 422 concerns. A proxy, or a setting that the server does not take, says 400 as well."""
+    context = re.search(r"maximum context length is (\d+)", error.message)  # vLLM gives it no code
+    if context and int(context[1]) <= max_tokens:
+        return "run"
+    is_named = error.code in _WRONG_FOR_THIS_REQUEST or error.type in _WRONG_FOR_THIS_REQUEST
+    return "request" if context or is_named else "unclear"
 
 
 def retry_after(header: str | None, *, now: float) -> float | None:

@@ -55,11 +55,13 @@ def evaluate(config: EvalConfig, out: Path, *, progress: Progress) -> dict[str, 
             "model": config.model,
             "step": model.step,
             "notes": list(model.notes),
+            "untraced": model.untraced,
             "bands": _bands(rows),
             "held_out": {
                 "checked_against": [dict(zip(("folder", "records", "sha256"), d, strict=True)) for d in seen.datasets],
                 "texts": len(seen.texts),
                 "pairs": len(seen.pairs),
+                "unparsed": seen.unparsed,
                 "drawn_and_thrown_away": thrown_away,
             },
         }

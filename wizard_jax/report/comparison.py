@@ -16,7 +16,7 @@ from data_gen.llm.simulated import EFFECTS
 from data_gen.page import Html, element, figure, page, table
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.statistics import Proportion, difference
-from wizard_jax.evaluate.tasks.simulated_world import BANDS
+from wizard_jax.evaluate.tasks.simulated_world import BANDS, STEPS
 from wizard_jax.report import plots
 from wizard_jax.train.metrics import read_metrics
 
@@ -28,6 +28,9 @@ CHECK = (
     "are made by a program in which difficulty is the number of steps, so an effect is in part there by construction. "
     "It is no evidence about natural instructions."
 )
+
+
+LAST_BAND = f"{BANDS[-1]}: a task has {' or '.join(map(str, STEPS[-1]))} steps."
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,10 @@ def write_report(folders: Sequence[Path], target: Path) -> list[Arm]:
         element("p", CHECK, css="note"),
         element("h2", "Held-out tasks"),
         table(HEAD, comparison_rows(arms)),
-        element("p", "Shares of right results with 95 % score intervals (Wilson)."),
+        element("p", f"Shares of right results with 95 % score intervals (Wilson). {LAST_BAND}"),
         figure(plots.shares(BANDS, shares, y_label="exact match"), "Exact match by number of steps."),
         *_differences(arms),
-        _held_out(arms[0]),
+        *_held_out(arms),
         element("h2", "Training"),
         _training(arms),
     ]
@@ -150,15 +153,32 @@ def _differences(arms: Sequence[Arm]) -> list[Html]:
     ]
 
 
-def _held_out(arm: Arm) -> Html:
-    held_out = arm.results["held_out"]
+def _held_out(arms: Sequence[Arm]) -> list[Html]:
+    """What the tasks were held out from: once where that is the same for every arm, else for each."""
+    told = {arm.label: _checked(arm.results["held_out"]) for arm in arms}
+    if len(set(told.values())) == 1:
+        told = {"Held out": told[arms[0].label]}
+    unknown = [
+        f"What {arm.results['untraced']} was trained on is not known, so {arm.label} may have seen these very tasks."
+        for arm in arms
+        if arm.results["untraced"]
+    ]
+    return [element("p", text) for text in (*(f"{label}: {text}" for label, text in told.items()), *unknown)]
+
+
+def _checked(held_out: Mapping[str, Any]) -> str:
     folders = ", ".join(f"{one['folder']} ({one['records']:,} records)" for one in held_out["checked_against"])
-    return element(
-        "p",
-        f"Held out: no task shares its instruction text (case and spaces aside; {held_out['texts']:,} texts) or its "
+    text = (
+        f"no task shares its instruction text (case and spaces aside; {held_out['texts']:,} texts) or its "
         f"pair of steps and input ({held_out['pairs']:,} pairs, however worded) with any record of {folders}, whether "
-        f"a run selected it or not. {held_out['drawn_and_thrown_away']} drawn tasks were thrown away for that.",
+        f"a run selected it or not. {held_out['drawn_and_thrown_away']} drawn tasks were thrown away for that."
     )
+    if held_out["unparsed"]:
+        text += (
+            f" {held_out['unparsed']:,} of the instructions are no tasks of this world: of those only the text is "
+            "compared."
+        )
+    return text
 
 
 def _training(arms: Sequence[Arm]) -> Html:

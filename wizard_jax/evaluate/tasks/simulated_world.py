@@ -12,7 +12,7 @@ from data_gen import shards, world
 from wizard_jax.evaluate.config import SimulatedWorld
 
 BANDS = ("1 step", "2 steps", "3 steps", "4+ steps")
-_STEPS = ((1,), (2,), (3,), (4, 5))  # how many steps the tasks of each band have
+STEPS = ((1,), (2,), (3,), (4, 5))  # how many steps the tasks of each band have
 _DRAWS_PER_TASK = 1000
 
 
@@ -41,6 +41,8 @@ class Seen:
     pairs: frozenset[tuple[tuple[str, ...], tuple[str, ...]]]
     datasets: tuple[tuple[str, int, str], ...]
     """Folder, number of records and SHA-256 of each data set that was read."""
+    unparsed: int = 0
+    """Instructions in them that are no tasks of the world: they have a text, and no pair."""
 
 
 def read_seen(folders: Iterable[str]) -> Seen:
@@ -48,6 +50,7 @@ def read_seen(folders: Iterable[str]) -> Seen:
     texts: set[str] = set()
     pairs = set()
     datasets = []
+    unparsed = 0
     for folder in folders:
         manifest = shards.verify(Path(folder))
         for record in shards.read_dataset(Path(folder)):
@@ -56,8 +59,10 @@ def read_seen(folders: Iterable[str]) -> Seen:
                     texts.add(normalised(turn.content))
                     if task := world.parse(turn.content):
                         pairs.add(task.pair)
+                    else:
+                        unparsed += 1
         datasets.append((folder, manifest.records, manifest.sha256))
-    return Seen(frozenset(texts), frozenset(pairs), tuple(datasets))
+    return Seen(frozenset(texts), frozenset(pairs), tuple(datasets), unparsed)
 
 
 def normalised(text: str) -> str:
@@ -77,7 +82,7 @@ def samples(config: SimulatedWorld, seen: Seen) -> tuple[list[Sample], int]:
     chosen: list[Sample] = []
     taken = set(seen.pairs)
     thrown_away = 0
-    for band, choices in zip(BANDS, _STEPS, strict=True):
+    for band, choices in zip(BANDS, STEPS, strict=True):
         drawn = found = 0
         while found < config.per_band:
             task = world.sample_task(rng, steps=rng.choice(choices))
