@@ -70,6 +70,9 @@ class OpenAICompatible:
     base_url: str = setting("https://api.openai.com/v1", operational=True)
     api_key_env: str = setting("OPENAI_API_KEY", operational=True, doc="the variable that holds the key")
     timeout_seconds: float = setting(120.0, operational=True)
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = setting(
+        "max_tokens", operational=True, doc="what the server calls the limit of a reply's tokens"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -83,11 +83,21 @@ def error(message: str = "no", code: str | None = None) -> dict[str, object]:
     return {"error": {"message": message, "type": "x", "param": None, "code": code}}
 
 
-def ask(answer: bytes | None, *, delay: float = 0.0, timeout: float = 5.0) -> tuple[ChatReply | Exception, Scripted]:
+def ask(
+    answer: bytes | None,
+    *,
+    delay: float = 0.0,
+    timeout: float = 5.0,
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+) -> tuple[ChatReply | Exception, Scripted]:
     async def run() -> tuple[ChatReply | Exception, Scripted]:
         async with Scripted(answer, delay=delay) as server:
             config = OpenAICompatible(
-                model="some-model", base_url=server.base_url, api_key_env="NO_SUCH_KEY", timeout_seconds=timeout
+                model="some-model",
+                base_url=server.base_url,
+                api_key_env="NO_SUCH_KEY",
+                timeout_seconds=timeout,
+                token_limit=token_limit,
             )
             async with OpenAIChat(config) as chat:
                 try:
@@ -116,6 +126,21 @@ def test_the_request_says_what_it_should_and_the_reply_what_it_said() -> None:
 
 
 VLLM = "'max_tokens' is too large: 64. This model's maximum context length is {} tokens and your request has 4090."
+
+
+@pytest.mark.parametrize(
+    ("named", "other"), [("max_tokens", "max_completion_tokens"), ("max_completion_tokens", "max_tokens")]
+)
+def test_a_server_that_calls_the_limit_of_tokens_otherwise_is_told_so(
+    named: Literal["max_tokens", "max_completion_tokens"], other: str
+) -> None:
+    _, server = ask(http(200, GOOD), token_limit=named)
+    assert (server.bodies[0][named], other in server.bodies[0]) == (64, False)
+    text = f"Unsupported parameter: '{named}' is not supported with this model. Use '{other}' instead."
+    failure, _ = ask(http(400, error(text)), token_limit=named)
+    assert getattr(failure, "scope", "") == "run"
+    assert str(failure).endswith(f"set llm.token_limit={other}")
+
 
 CLASSED: list[tuple[str, bytes | None, Callable[[Exception], bool]]] = [
     ("429", http(429, error()), lambda e: isinstance(e, NotSent) and e.rate_limited and e.retry_after is None),

@@ -106,6 +106,7 @@ class OpenAIChat:
           Permanent: for this request, a 400 that names its content or length, and 413; for the run, 401, 403, 404,
             no quota, a parameter that the model does not take; unclear, any other 400 and 422.
         """
+        limit: Any = {self._config.token_limit: request.max_tokens}
         messages: Any = [{"role": m.role, "content": _well_formed(m.content)} for m in request.messages]
         try:
             async with asyncio.timeout(self._config.timeout_seconds):  # the client's own limit starts anew at each read
@@ -114,8 +115,8 @@ class OpenAIChat:
                     messages=messages,
                     temperature=request.temperature,
                     top_p=request.top_p,
-                    max_tokens=request.max_tokens,
                     seed=request.seed,
+                    **limit,
                 )
         except TimeoutError as error:
             raise Ambiguous(f"no answer within {self._config.timeout_seconds:g} s") from error
@@ -133,6 +134,9 @@ class OpenAIChat:
     def _status_error(self, error: openai.APIStatusError, request: ChatRequest) -> ChatError:
         status = error.status_code
         message = self._readable(f"{self._config.base_url} answered {status}: {error.message}")
+        other = "max_completion_tokens" if self._config.token_limit == "max_tokens" else "max_tokens"
+        if status in (400, 422) and re.search(rf"\buse\W+{other}\b", error.message, re.IGNORECASE):
+            return Permanent(f"{message}; set llm.token_limit={other}", scope="run")
         if error.code in _WRONG_FOR_EVERY_REQUEST:
             return Permanent(message, scope="run")
         if status in (429, 503, 529):
