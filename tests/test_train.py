@@ -247,6 +247,46 @@ def test_a_run_starts_from_the_weights_of_another(
     jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "run", config), weights(whole, config))
 
 
+def test_stopped_before_its_first_checkpoint_it_starts_again_from_the_weights_it_started_from(
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    source, run = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(whole, source)
+    newest = source / "checkpoints" / "60"
+    for path in (newest, newest.with_suffix(".json")):
+        path.rename(tmp_path / path.name)
+    config = dataclasses.replace(config, init=FromCheckpoint(path=str(source)), steps=0)
+    train(config, run, progress=quiet)
+    assert json.loads((run / "input.json").read_text())["init_step"] == 40
+    first = weights(run, config)
+
+    (run / "complete.json").unlink()
+    shutil.rmtree(run / "checkpoints")
+    for path in (newest, newest.with_suffix(".json")):
+        (tmp_path / path.name).rename(path)
+    train(config, run, progress=quiet)
+    jax.tree.map(np.testing.assert_array_equal, weights(run, config), first)
+
+
+@pytest.mark.parametrize("problem", ["checkpoint 60 is gone", "checkpoint 60 holds others now"])
+def test_a_run_does_not_start_again_from_other_weights(
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path, problem: str
+) -> None:
+    source, run = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(whole, source)
+    config = dataclasses.replace(config, init=FromCheckpoint(path=str(source)), steps=0)
+    train(config, run, progress=quiet)
+    (run / "complete.json").unlink()
+    shutil.rmtree(run / "checkpoints")
+    for name in ("60", "60.json"):
+        (source / "checkpoints" / name).rename(tmp_path / name)
+    if "others" in problem:
+        shutil.copytree(source / "checkpoints" / "40", source / "checkpoints" / "60")
+    with pytest.raises(UserError, match=rf"{problem}.*--out"):
+        train(config, run, progress=quiet)
+    assert not (run / "complete.json").exists()
+
+
 def test_a_step_takes_the_rows_that_hold_its_trained_tokens(config: TrainConfig, tmp_path: pathlib.Path) -> None:
     config = dataclasses.replace(config, batch=TrainedTokensPerStep(tokens=300))
     summary = train(config, tmp_path / "run", progress=quiet)

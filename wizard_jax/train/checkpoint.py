@@ -6,6 +6,7 @@ checkpoints/200.json    every file of it and its size, written once Orbax has co
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -122,6 +123,13 @@ class CheckpointStore:
             f"no complete checkpoint is left in {self.folder}: {'; '.join(damaged)}. Put the files back, or "
             "start again in a new folder"
         )
+
+    def params_sha256(self, step: int) -> str:
+        """Of the names, sizes and checksums of the files that hold the parameters of a restored `step`."""
+        manifest = self._manifest(step)
+        files = json.loads(manifest.read_text())["files"] if manifest.exists() else _files(self._path(step))
+        params = {name: told for name, told in files.items() if name.startswith(f"{PARAMS}/")}
+        return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
 
     def _path(self, step: int) -> epath.Path:
         return self.folder / str(step)

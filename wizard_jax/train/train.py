@@ -1,7 +1,7 @@
 """A training run from top to bottom: a config and a folder in, a folder with trained weights out.
 
 config.gin  identity.json  complete.json   as every stage
-input.json, tokenizer.model                what it trains on, pinned at the first start
+input.json, tokenizer.model                what it trains on and starts from, pinned at the first start
 metrics.jsonl, tensorboard/                every step
 checkpoints/<step>/                        params and opt_state
 """
@@ -89,7 +89,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
             restored = _restore(checkpoints, steps=steps)
             if restored is None and read_metrics(folder.path):
                 _log.warning("%s was stopped before its first checkpoint: it starts from the beginning", folder.path)
-            state = _start(config, steps=steps) if restored is None else restored
+            state = _start(config, folder.path, steps=steps) if restored is None else restored
             done = int(state.step)
             saved = None if restored is None else done
 
@@ -201,15 +201,38 @@ def _restore(checkpoints: CheckpointStore, *, steps: Steps) -> TrainState | None
     return TrainState(step, restored.trees["params"], restored.trees["opt_state"])
 
 
-def _start(config: TrainConfig, *, steps: Steps) -> TrainState:
+def _start(config: TrainConfig, folder: Path, *, steps: Steps) -> TrainState:
     match config.init:
         case RandomInit(seed=seed):
             return steps.init(jax.random.key(seed))
         case FromCheckpoint() as init:
-            restored = _weights_of(init).restore({"params": steps.abstract.params})
-            for note in restored.notes:
-                _log.warning(note)
-            return steps.start(restored.trees["params"])
+            return steps.start(_source_params(init, folder, steps=steps))
+
+
+def _source_params(init: FromCheckpoint, folder: Path, *, steps: Steps) -> Any:
+    """The weights that the run started from when it was first started; the newest there are, if that is now."""
+    pinned = json.loads((folder / INPUT).read_text())
+    at = pinned.get("init_step")
+    with _weights_of(init) as store:
+        if at is not None and at not in store.steps():
+            raise TrainError(_other_source(folder, init, f"checkpoint {at} is gone"))
+        restored = store.restore({"params": steps.abstract.params}, step=at)
+        sha256 = store.params_sha256(restored.step)
+    for note in restored.notes:
+        _log.warning(note)
+    if at is None:
+        pinned |= {"init_step": restored.step, "init_sha256": sha256}
+        write_atomically(folder / INPUT, json.dumps(pinned, indent=1) + "\n")
+    elif pinned["init_sha256"] != sha256:
+        raise TrainError(_other_source(folder, init, f"checkpoint {at} holds others now"))
+    return restored.trees["params"]
+
+
+def _other_source(folder: Path, init: FromCheckpoint, problem: str) -> str:
+    return (
+        f"{folder} was started from other weights than {init.path} holds: {problem}; put them back, or choose "
+        "another --out"
+    )
 
 
 def _on_devices(
