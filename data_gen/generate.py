@@ -1,6 +1,6 @@
 """A whole run: seeds -> lineages -> journal -> shards, with progress, and going on where it stopped.
 
-    out/config.gin  journal.sqlite  dataset/  rejected.jsonl  complete.json (last)
+    out/config.gin  journal.sqlite  dataset/  rejected.jsonl  report.html  complete.json (last)
 
 Each lineage is a task of its own, so nothing waits for the end of a round, and a bounded number is open at once.
 What a lineage came to is committed to the journal; the shards are then written from the journal in the order of the
@@ -36,6 +36,7 @@ from data_gen.llm.openai import OpenAIChat
 from data_gen.llm.pacing import Pacing
 from data_gen.operations import OPERATIONS
 from data_gen.records import Record, Rejected, Turn
+from data_gen.report import write_report
 
 DATASET = "dataset"
 REJECTED = "rejected.jsonl"
@@ -76,8 +77,10 @@ def generate(config: EvolveConfig, out: Path, *, progress: Progress) -> dict[str
     seeds = sources.load_seeds(config.seeds)
     llm = config.llm
     answerer = OpenAIChat(llm) if isinstance(llm, OpenAICompatible) else simulated.SimulatedChatModel(llm)
-    with open_stage(out, config, stage="evolve") as folder, stop_flag() as stop:
-        summary = asyncio.run(_Run(config, seeds, progress, stop).through(out, answerer))
+    with open_stage(out, config, stage="evolve") as folder:
+        with stop_flag() as stop:
+            summary = asyncio.run(_Run(config, seeds, progress, stop).through(out, answerer))
+        write_report(out, summary)
         folder.complete(summary)
     return summary
 

@@ -181,18 +181,14 @@ def _evolve(arguments: argparse.Namespace) -> None:
     from configs.loader import load
     from data_gen.config import EvolveConfig
     from data_gen.generate import generate
-    from data_gen.report import write_report
     from wizard_jax.progress import show_progress
 
     config = load(EvolveConfig, [arguments.config], arguments.settings)
     with show_progress("evolve") as progress:
         summary = generate(config, arguments.out, progress=progress)
-    page = arguments.out / "report.html"
-    if not page.exists():
-        write_report(arguments.out, summary)
     rules = summary["by_rule"]
     most = f", most often by {max(rules, key=rules.get)}" if rules else ""
-    where = arguments.out / "dataset"
+    where, page = arguments.out / "dataset", arguments.out / "report.html"
     _say(f"{summary['records']:,} records in {where}; {summary['rejected']:,} dropped{most}; see {page}")
 
 
