@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
@@ -11,6 +15,7 @@ from wizard_jax.model.sharding import (
     RULES,
     MeshConfig,
     MeshError,
+    arrange_slices,
     batch_sharding,
     constrain,
     make_mesh,
@@ -55,6 +60,38 @@ def test_a_mesh_that_the_devices_can_not_form_is_refused(config: MeshConfig, mes
 
 def test_a_mesh_can_use_some_devices() -> None:
     assert make_mesh(MeshConfig(), devices=jax.devices()[:2]).size == 2
+
+
+@dataclass(frozen=True)
+class OfSlice:
+    """What arranging looks at in a device."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    process_index: int = 0
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (4, 2, 1)], ids=str)
+def test_only_the_slice_axis_goes_from_slice_to_slice(sizes: tuple[int, int, int]) -> None:
+    devices = [OfSlice(id=number, slice_index=number % 2) for number in range(8)]
+    arranged = arrange_slices(devices, sizes)
+    assert arranged.shape == sizes
+    assert set(arranged.flat) == set(devices)
+    for part, index in zip(np.split(arranged, 2), (0, 1), strict=True):
+        assert {device.slice_index for device in part.flat} == {index}
+
+
+@pytest.mark.parametrize(
+    ("slices", "sizes"),
+    [([0, 0, 0, 0, 1, 1, 1, 1], (1, 8, 1)), ([0, 0, 0, 1, 1, 1], (3, 2, 1)), ([0, 0, 0, 1], (2, 2, 1))],
+)
+def test_slices_that_the_slice_axis_does_not_hold_are_refused(slices: list[int], sizes: tuple[int, int, int]) -> None:
+    devices: list[Any] = [OfSlice(id=number, slice_index=index) for number, index in enumerate(slices)]
+    config = MeshConfig(slice=sizes[0], fsdp=sizes[1], tensor=sizes[2])
+    with pytest.raises(MeshError, match=r"of 2 slices .*set mesh\.slice to 2"):
+        make_mesh(config, devices)
 
 
 def test_shardings_follow_the_rules_and_leave_whole_what_is_not_divided() -> None:

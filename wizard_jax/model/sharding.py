@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs.errors import UserError
@@ -59,7 +62,31 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"{len(devices)}; set one of them to -1 to take what is left"
         )
     sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    types = (AxisType.Auto,) * len(sizes)
+    if len({_slice_of(device) for device in devices}) > 1:
+        return Mesh(arrange_slices(devices, sizes), MESH_AXES, axis_types=types)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+
+
+def arrange_slices(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
+    """Devices of several slices as an array of `sizes`, of which only axis 0 goes from slice to slice.
+
+    Raises MeshError: axis 0 is not a multiple of the number of slices, or some slices have more devices.
+    """
+    per_slice = Counter(_slice_of(device) for device in devices)
+    if sizes[0] % len(per_slice) or len(set(per_slice.values())) > 1:
+        raise MeshError(
+            f"the devices are of {len(per_slice)} slices ({', '.join(map(str, per_slice.values()))} devices): set "
+            f"mesh.slice to {len(per_slice)}, with as many devices of each"
+        )
+    within = (sizes[0] // len(per_slice), *sizes[1:])
+    across = (len(per_slice), *(1 for _ in sizes[1:]))
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+
+
+def _slice_of(device: Any) -> int:
+    """Its TPU slice; devices of other kinds have none, and count as one slice."""
+    return getattr(device, "slice_index", 0)
 
 
 def partition_spec(
