@@ -12,6 +12,7 @@ from typing import Any
 
 from configs.folder import write_atomically
 from data_gen import shards
+from data_gen.llm import simulated
 from data_gen.operations import OPERATIONS
 from data_gen.page import Content, Html, bar, element, page, table
 from data_gen.records import Record
@@ -59,7 +60,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
     text = page(
         "Evolved instructions",
         element("p", f"{sum(rounds.values()):,} conversations; answers by ", ", ".join(sorted(models)), "."),
-        *([_SIMULATION] if any("simulated" in model for model in models) else []),
+        *([_SIMULATION] if simulated.NAME in models else []),
         element("h2", "Rounds"),
         _rounds(rounds, words, steps, rejected),
         element("h2", "Operations"),

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from page_reader import PageReader
 
-from data_gen.report import LINEAGES_SHOWN, REJECTED_SHOWN
-from data_gen.shards import read_dataset
+from data_gen.records import Record, Turn
+from data_gen.report import LINEAGES_SHOWN, REJECTED_SHOWN, write_report
+from data_gen.shards import read_dataset, write_dataset
 from wizard_jax.cli import main
 
 SETTINGS = ["seeds.count=30", "rounds=3", "llm.faults.refusal=0.1", "llm.faults.empty=0.1", "llm.faults.unchanged=0.1"]
@@ -70,6 +71,16 @@ def test_it_says_that_the_model_is_a_simulation(evolved: Path) -> None:
     page = PageReader(evolved / "report.html")
     assert "simulated-llm" in page.text
     assert "is a simulation" in page.text
+
+
+@pytest.mark.parametrize(("model", "is_said"), [("simulated-llm", True), ("unsimulated-7b", False)])
+def test_only_the_simulated_model_is_called_a_simulation(model: str, is_said: bool, tmp_path: Path) -> None:
+    record = Record(
+        id="0/0", lineage="0", turns=(Turn("user", "Why?"), Turn("assistant", "So.")), source="s", model=model
+    )
+    write_dataset([record], tmp_path / "dataset", name="one", count=1, records_per_shard=1, description="")
+    (tmp_path / "rejected.jsonl").touch()
+    assert ("is a simulation" in PageReader(write_report(tmp_path, {})).text) is is_said
 
 
 def test_the_page_is_there_before_the_folder_is_finished_and_not_touched_after(evolved: Path) -> None:
