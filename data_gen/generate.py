@@ -113,6 +113,8 @@ def check(config: EvolveConfig) -> None:
         raise GenerateError(f"temperature = {config.temperature}: it must be finite")
     if not 0 < config.top_p <= 1:
         raise GenerateError(f"top_p = {config.top_p}: it must be above 0 and at most 1")
+    if isinstance(config.llm, OpenAICompatible) and not config.llm.timeout_seconds > 0:
+        raise GenerateError(f"llm.timeout_seconds = {config.llm.timeout_seconds}: it must be above 0")
     if isinstance(config.llm, Simulated):
         for name in WIRE_FAULTS:
             if getattr(config.llm.faults, name):

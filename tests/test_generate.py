@@ -170,6 +170,8 @@ def test_progress_counts_the_lineages_up(tmp_path: Path) -> None:
         ({"top_p": 0.0}, "top_p"),
         ({"name": "My-Data"}, "My-Data"),
         ({"llm": Simulated(faults=Faults(rate_limited=0.1))}, "llm.faults.rate_limited has no effect"),
+        ({"llm": OpenAICompatible(model="m", timeout_seconds=0.0)}, "timeout_seconds = 0"),
+        ({"llm": OpenAICompatible(model="m", timeout_seconds=float("nan"))}, "timeout_seconds = nan"),
         ({"llm": OpenAICompatible(model="m", api_key_env="NO_SUCH_KEY_IS_SET")}, "NO_SUCH_KEY_IS_SET"),
         ({"seeds": SeedFile(path="no/such/file.json")}, "no/such/file.json"),
     ],
