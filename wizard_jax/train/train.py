@@ -121,6 +121,8 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
 
 
 def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    if (processes := jax.process_count()) > 1:
+        raise TrainError(f"{processes} processes are at work here, and wizard train works in one: start it on one host")
     if tokenizer.vocab_size > config.model.vocab_size:
         raise TrainError(
             f"{config.tokenizer} has {tokenizer.vocab_size} tokens and model.vocab_size is "
