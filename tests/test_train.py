@@ -354,6 +354,16 @@ def test_a_run_does_not_go_on_with_other_data(config: TrainConfig, whole: pathli
         train(config, out, progress=quiet)
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"packed', b"[]", b"\xff\xfe"])
+def test_a_run_whose_input_can_not_be_read_is_refused(
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path, damage: bytes
+) -> None:
+    out = unfinished(whole, tmp_path / "run")
+    (out / "input.json").write_bytes(damage)
+    with pytest.raises(UserError, match=r"input\.json: damaged"):
+        train(config, out, progress=quiet)
+
+
 def test_the_folder_of_another_run_is_refused(config: TrainConfig, whole: pathlib.Path) -> None:
     with pytest.raises(FolderError, match="seed"):
         train(dataclasses.replace(config, seed=5), whole, progress=quiet)

@@ -167,7 +167,7 @@ def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows
     now = {"tokenizer_sha256": tokenizer.sha256, "packed_sha256": packed.sha256, "rows_per_step": str(rows.per_step)}
     file = folder / INPUT
     if file.exists():
-        before = json.loads(file.read_text())
+        before = _read_input(folder)
         changed = [f"{name}: {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
         if changed:
             raise TrainError(
@@ -177,6 +177,20 @@ def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows
         return
     (folder / TOKENIZER).write_bytes(tokenizer.model_bytes)
     write_atomically(file, json.dumps(now, indent=1) + "\n")
+
+
+def _read_input(folder: Path) -> dict[str, Any]:
+    """What a run has written down of its input."""
+    file = folder / INPUT
+    try:
+        told = json.loads(file.read_text())
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise TrainError(
+            f"{file}: damaged, so what the run trains on is not known; put it back, or choose another --out"
+        )
+    return told
 
 
 def _checkpoints(config: TrainConfig, folder: Path) -> CheckpointStore:
@@ -213,7 +227,7 @@ def _start(config: TrainConfig, folder: Path, *, steps: Steps) -> TrainState:
 
 def _source_params(init: FromCheckpoint, folder: Path, *, steps: Steps) -> Any:
     """The weights that the run started from when it was first started; the newest there are, if that is now."""
-    pinned = json.loads((folder / INPUT).read_text())
+    pinned = _read_input(folder)
     at = pinned.get("init_step")
     with _weights_of(init) as store:
         if at is not None and at not in store.steps():
