@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from data_gen import eliminate, world
 from data_gen.config import EvolveConfig, Simulated
@@ -31,6 +31,18 @@ class Lineage:
 
     records: tuple[Record, ...]
     rejected: tuple[Rejected, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(self, default=vars, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        data = json.loads(text)
+        records = ({**record, "turns": tuple(Turn(**turn) for turn in record["turns"])} for record in data["records"])
+        return cls(
+            records=tuple(Record(**record) for record in records),
+            rejected=tuple(Rejected(**rejected) for rejected in data["rejected"]),
+        )
 
 
 async def evolve_lineage(seed: Record, *, model: ChatModel, config: EvolveConfig) -> Lineage:

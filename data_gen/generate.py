@@ -35,8 +35,9 @@ from data_gen.llm.journal import Journal
 from data_gen.llm.openai import OpenAIChat
 from data_gen.llm.pacing import Pacing
 from data_gen.operations import OPERATIONS
-from data_gen.records import Record, Rejected, Turn
+from data_gen.records import Record
 from data_gen.report import write_report
+from data_gen.tally import Tally
 
 DATASET = "dataset"
 REJECTED = "rejected.jsonl"
@@ -173,7 +174,7 @@ class _Run:
                     f"the seeds are not those that {out} was begun with: row {index + 1} has changed or is gone; "
                     "restore them, or evolve the new ones into another --out"
                 )
-            lineage = _from_json(payload)
+            lineage = Lineage.from_json(payload)
             if any(rejected.rule == "gave_up" for rejected in lineage.rejected):
                 continue
             self.facts.update(records=len(lineage.records), rejected=len(lineage.rejected))
@@ -193,7 +194,7 @@ class _Run:
                 except _PutOff:
                     put_off.append(index)
                     continue
-                await journal.save_lineage(index, _seed_id(seed), _to_json(lineage))
+                await journal.save_lineage(index, _seed_id(seed), lineage.to_json())
                 self.done += 1
                 self.facts.update(records=len(lineage.records), rejected=len(lineage.rejected))
                 self._show(journal)
@@ -237,7 +238,7 @@ class _Run:
     # --- what is left behind
 
     def _write(self, journal: Journal, out: Path) -> dict[str, Any]:
-        tally = _Tally()
+        tally = Tally()
         with _replacing(out / REJECTED) as lines:
             for lineage in self._saved(journal):
                 tally.add(lineage)
@@ -271,9 +272,9 @@ class _Run:
     def _saved(self, journal: Journal) -> Iterator[Lineage]:
         for _, _, payload in journal.lineages():
             self.stop.raise_if_set()
-            yield _from_json(payload)
+            yield Lineage.from_json(payload)
 
-    def _description(self, tally: _Tally) -> str:
+    def _description(self, tally: Tally) -> str:
         models = ", ".join(sorted(tally.models)) or "nobody: the seeds brought their answers"
         text = f"Evol-Instruct: {len(self.seeds)} seeds, {self.config.rounds} rounds, answered by {models}."
         if simulated.NAME in tally.models:
@@ -313,60 +314,10 @@ class _Answering:
         return reply
 
 
-@dataclass
-class _Tally:
-    """Counts over all lineages."""
-
-    records: int = 0
-    rounds: Counter[int] = field(default_factory=Counter)
-    accepted: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    rules: Counter[str] = field(default_factory=Counter)
-    models: Counter[str] = field(default_factory=Counter)
-
-    def add(self, lineage: Lineage) -> None:
-        self.records += len(lineage.records)
-        for record in lineage.records:
-            self.rounds[record.round] += 1
-            self.accepted[record.operation] += bool(record.operation)
-            self.models.update({record.model} - {""})
-        for rejected in lineage.rejected:
-            self.dropped[rejected.operation] += bool(rejected.operation)
-            self.rules[rejected.rule] += 1
-
-    def summary(self) -> dict[str, Any]:
-        tried = [name for name in OPERATIONS if self.accepted[name] + self.dropped[name]]
-        return {
-            "records": self.records,
-            "rejected": self.rules.total(),
-            "by_round": {str(number): self.rounds[number] for number in sorted(self.rounds)},
-            "by_operation": {name: {"accepted": self.accepted[name], "rejected": self.dropped[name]} for name in tried},
-            "by_rule": dict(sorted(self.rules.items())),
-            "models": sorted(self.models),
-        }
-
-
-# --- a lineage as text
-
-
 def _seed_id(seed: Record) -> str:
     """The lineage with a digest of its seed, so that a changed seed file is noticed."""
     turns = json.dumps([[turn.role, turn.content] for turn in seed.turns])
     return f"{seed.lineage} {hashlib.sha256(turns.encode()).hexdigest()[:16]}"
-
-
-def _to_json(lineage: Lineage) -> str:
-    return json.dumps(lineage, default=vars, ensure_ascii=False, separators=(",", ":"))
-
-
-def _from_json(payload: str) -> Lineage:
-    data = json.loads(payload)
-    return Lineage(
-        records=tuple(
-            Record(**{**record, "turns": tuple(Turn(**turn) for turn in record["turns"])}) for record in data["records"]
-        ),
-        rejected=tuple(Rejected(**rejected) for rejected in data["rejected"]),
-    )
 
 
 @contextlib.contextmanager

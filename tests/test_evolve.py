@@ -285,3 +285,10 @@ def test_a_lineage_comes_out_the_same_whatever_runs_beside_it() -> None:
         return await asyncio.gather(*(evolve_lineage(seed, model=model, config=config()) for seed in seeds))
 
     assert asyncio.run(together()) == [evolved(seed, model=Jittery()) for seed in seeds]
+
+
+def test_a_lineage_comes_back_from_its_text_as_it_was() -> None:
+    lineage = evolved(model=Scripted({(2, "answer"): reply('Sorry, "\u2028" and 🎲.')}))
+    assert lineage.records
+    assert lineage.rejected
+    assert Lineage.from_json(lineage.to_json()) == lineage
