@@ -1,6 +1,6 @@
 """A whole run: seeds -> lineages -> journal -> shards, with progress, and going on where it stopped.
 
-    out/config.gin  journal.sqlite  dataset/  rejected.jsonl  report.html  complete.json (last)
+    out/config.gin  journal.sqlite  seeds.sha256  dataset/  rejected.jsonl  report.html  complete.json (last)
 
 Each lineage is a task of its own, so nothing waits for the end of a round, and a bounded number is open at once.
 What a lineage came to is committed to the journal; the shards are then written from the journal in the order of the
@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from configs.errors import UserError
-from configs.folder import open_stage, read_complete
+from configs.folder import open_stage, read_complete, write_atomically
 from configs.interrupt import StopFlag, stop_flag
 from data_gen import shards, sources
-from data_gen.config import WIRE_FAULTS, EvolveConfig, OpenAICompatible, Simulated
+from data_gen.config import WIRE_FAULTS, EvolveConfig, OpenAICompatible, Simulated, SimulatedSeeds
 from data_gen.evolve import Lineage, evolve_lineage
 from data_gen.llm import simulated
 from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
@@ -42,6 +42,7 @@ from data_gen.tally import Tally
 DATASET = "dataset"
 REJECTED = "rejected.jsonl"
 JOURNAL = "journal.sqlite"
+SEEDS = "seeds.sha256"
 
 LOST_IN_A_ROW = 20
 """So many requests that gave up one after another, with no reply between, mean that nobody is there."""
@@ -63,17 +64,19 @@ class Progress(Protocol):
 def generate(config: EvolveConfig, out: Path, *, progress: Progress) -> dict[str, Any]:
     """Evolves all seeds into `out`/dataset and returns the summary, which `out`/complete.json holds too.
 
-    Started again on the same folder it goes on; on a finished one it only returns the summary. Must be called in
-    the main thread, which gets the signals.
+    Started again on the same folder it goes on; on a finished one it only returns the summary, for which the seeds
+    need not be there any more. Must be called in the main thread, which gets the signals.
 
     Raises:
-      UserError: bad settings or seeds, no key, a folder of another run, a model that will not answer, or not one
-        record that survived.
+      UserError: bad settings or seeds, no key, a folder of another run or of other seeds, a model that will not
+        answer, or not one record that survived.
       Interrupted: SIGTERM or Ctrl-C came. Requests in flight were given time to come home.
     """
     check(config)
     if (out / "complete.json").exists():
         with open_stage(out, config, stage="evolve"):
+            if isinstance(config.seeds, SimulatedSeeds) or Path(config.seeds.path).exists():
+                _check_seeds(out, _digest(sources.load_seeds(config.seeds)))
             return read_complete(out)
     seeds = sources.load_seeds(config.seeds)
     llm = config.llm
@@ -125,6 +128,29 @@ def check(config: EvolveConfig) -> None:
                 )
 
 
+# --- the seeds
+
+
+def _seed_id(seed: Record) -> str:
+    """The lineage with a digest of its seed, so that a changed row is named."""
+    turns = json.dumps([[turn.role, turn.content] for turn in seed.turns])
+    return f"{seed.lineage} {hashlib.sha256(turns.encode()).hexdigest()[:16]}"
+
+
+def _digest(seeds: Sequence[Record]) -> str:
+    """SHA-256 (hex) of all seeds in their order."""
+    return hashlib.sha256("\n".join(map(_seed_id, seeds)).encode()).hexdigest()
+
+
+def _check_seeds(out: Path, digest: str) -> None:
+    file = out / SEEDS
+    if file.exists() and file.read_text(encoding="utf-8").strip() != digest:
+        raise GenerateError(
+            f"the seeds are not those that {out} was begun with: rows were changed, added or removed since; "
+            "restore them, or evolve the new ones into another --out"
+        )
+
+
 # --- the lineages
 
 
@@ -150,7 +176,9 @@ class _Run:
                 concurrency=self.config.concurrency,
                 max_attempts=self.config.max_attempts,
             )
-            finished = self._finished(journal, out)
+            finished, digest = self._finished(journal, out), _digest(self.seeds)
+            _check_seeds(out, digest)
+            write_atomically(out / SEEDS, f"{digest}\n")
             missing = [index for index in range(len(self.seeds)) if index not in finished]
             self.done = len(finished)
             self._show(journal)
@@ -260,6 +288,7 @@ class _Run:
         )
         return {
             "seeds": len(self.seeds),
+            "seeds_sha256": _digest(self.seeds),
             **tally.summary(),
             "asked": journal.asked,
             "from_journal": journal.cached,
@@ -312,12 +341,6 @@ class _Answering:
             raise Permanent(text, scope="run") from error
         self.lost_in_a_row = 0
         return reply
-
-
-def _seed_id(seed: Record) -> str:
-    """The lineage with a digest of its seed, so that a changed seed file is noticed."""
-    turns = json.dumps([[turn.role, turn.content] for turn in seed.turns])
-    return f"{seed.lineage} {hashlib.sha256(turns.encode()).hexdigest()[:16]}"
 
 
 @contextlib.contextmanager

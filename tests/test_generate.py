@@ -184,20 +184,6 @@ def test_settings_that_can_not_work_are_refused_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
-def test_seeds_that_changed_since_the_folder_was_begun_are_refused(tmp_path: Path) -> None:
-    seeds, out = tmp_path / "seeds.jsonl", tmp_path / "out"
-    seeds.write_text('{"prompt": "Name a prime."}\n{"prompt": "Name a river."}\n')
-    config = replace(CONFIG, seeds=SeedFile(path=str(seeds)), llm=Simulated())
-    generate(config, out, progress=quiet)
-    (out / "complete.json").unlink()
-    seeds.write_text('{"prompt": "Name a prime."}\n{"prompt": "Name a lake."}\n')
-    with pytest.raises(GenerateError, match="row 2"):
-        generate(config, out, progress=quiet)
-    seeds.write_text('{"prompt": "Name a prime."}\n')
-    with pytest.raises(GenerateError, match="row 2 has changed or is gone"):
-        generate(config, out, progress=quiet)
-
-
 def test_when_nothing_survives_it_is_said_and_the_folder_is_not_complete(tmp_path: Path) -> None:
     config = replace(CONFIG, llm=Simulated(faults=Faults(filtered=1.0)))
     with pytest.raises(GenerateError, match="refused_request 120"):
