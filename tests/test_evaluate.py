@@ -90,6 +90,19 @@ def test_killed_with_no_warning_it_goes_on_with_the_same_rows(flow: Flow, evalua
     assert rows(out) == rows(evaluation)
 
 
+def test_rows_damaged_in_the_middle_are_asked_again(flow: Flow, evaluation: Path, tmp_path: Path) -> None:
+    out = tmp_path / "eval"
+    shutil.copytree(evaluation, out)
+    (out / "complete.json").unlink()
+    file = out / "simulated_world.jsonl"
+    lines = file.read_bytes().splitlines()
+    lines[1:5] = [b"\x00" * 40, b'{"id": "1 step', b"17", b'{"id": "\xff"}']
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    assert main(flow.eval_command(out, "label=tiny")) == 0
+    assert sorted(rows(out), key=str) == sorted(rows(evaluation), key=str)
+    assert read_complete(out) == read_complete(evaluation)
+
+
 def test_told_to_stop_it_keeps_its_answers_and_ends_with_42(flow: Flow, evaluation: Path, tmp_path: Path) -> None:
     out = tmp_path / "eval"
     command = flow.eval_command(out, "batch_size=3")

@@ -28,8 +28,6 @@ from wizard_jax.runs import OpenedModel, open_model
 ANSWERS = "simulated_world.jsonl"
 RESULTS = "results.json"
 
-_NOTHING = {"id": None}  # no row has it
-
 
 def evaluate(config: EvalConfig, out: Path, *, progress: Progress) -> dict[str, Any]:
     """Evaluates into `out` and returns what results.json holds.
@@ -125,17 +123,30 @@ def _answer_all(
 def _keep_rows(file: Path, asked: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The rows of a file that answer what is asked now, of this checkpoint; all else is taken out of the file.
 
-    Else is a last line that a kill cut off, or answers from before the run or its data went on.
+    Else is a line that is damaged or that a kill cut off, or answers from before the run or its data went on.
     """
     if not file.exists():
         return {}
     data = file.read_bytes()
-    lines = data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
-    rows = {row["id"]: row for row in map(json.loads, lines) if row.items() >= asked.get(row["id"], _NOTHING).items()}
+    rows = {}
+    for line in data.split(b"\n")[:-1]:
+        row = _row(line)
+        wanted = asked.get(str(row.get("id")))
+        if wanted and row.items() >= wanted.items():
+            rows[wanted["id"]] = row
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
     if text.encode() != data:
         write_atomically(file, text)
     return rows
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """Of a line that holds none: {}."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    return row if isinstance(row, dict) else {}
 
 
 def _bands(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
