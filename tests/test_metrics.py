@@ -48,6 +48,18 @@ def test_a_line_cut_off_by_a_kill_is_left_out_and_written_anew(tmp_path: pathlib
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("damage", [b"\x00" * 9, b'{"step": 2, "lo', b"2", b"\xff"])
+def test_a_line_damaged_in_the_middle_is_said_and_takes_no_other_with_it(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, damage: bytes
+) -> None:
+    log_steps(tmp_path, 1, 4)
+    file = tmp_path / "metrics.jsonl"
+    first, _, *rest = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([first, damage, *rest, b""]))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 3, 4]
+    assert "line 2 is damaged" in caplog.text
+
+
 def test_a_run_that_has_not_begun_has_no_lines(tmp_path: pathlib.Path) -> None:
     assert read_metrics(tmp_path) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -21,6 +22,9 @@ from wizard_jax.train.step import StepMetrics
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 TIMING = "timing"
+
+
+_log = logging.getLogger(__name__)
 
 
 class DivergedError(UserError):
@@ -126,16 +130,24 @@ class Recorder:
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Every whole line of a run's `metrics.jsonl`, in order of steps; a line cut off by a kill is left out."""
+    """Every whole line of a run's `metrics.jsonl`, in order of steps.
+
+    Without the last one if a kill cut it off, and, with a warning, without damaged ones before it.
+    """
     path = Path(folder) / FILE
     if not path.exists():
         return []
+    *texts, _cut_off = path.read_bytes().split(b"\n")
     lines = []
-    for text in path.read_text().splitlines():
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
+        else:
+            _log.warning("%s: line %d is damaged, and is left out of every figure of the run", path, number)
     return lines
 
 
