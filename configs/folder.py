@@ -26,7 +26,7 @@ from typing import Any, Self, TypeVar
 from etils import epath
 
 from configs.errors import UserError
-from configs.loader import dump, entries, identity, load
+from configs.loader import ConfigError, dump, entries, identity, load
 
 FORMAT = 1
 IDENTITY, CONFIG, COMPLETE, LOCK = "identity.json", "config.gin", "complete.json", ".lock"
@@ -139,11 +139,17 @@ def read_complete(path: str | os.PathLike[str], *, stage: str | None = None) -> 
 
 
 def load_config(root: type[T], path: str | os.PathLike[str]) -> T:
-    """The config that a stage's folder was last started with."""
+    """The config that a stage's folder was last started with; raises FolderError where it can not be read."""
     file = epath.Path(path) / CONFIG
     if not file.exists():
         raise FolderError(f"{os.fspath(path)}: no stage's folder (it has no {CONFIG})")
-    return load(root, [os.fspath(file)])
+    try:
+        return load(root, [os.fspath(file)])
+    except ConfigError as error:
+        raise FolderError(
+            f"{file}: damaged, or of another version: {error.problems[0]}; put the file back, or make the folder anew "
+            "with another --out"
+        ) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -43,6 +43,12 @@ class Recipe:
     workers: int = setting(4, operational=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Needy:
+    data: str = setting()
+    tokenizer: str = setting()
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
 
@@ -183,6 +189,15 @@ def test_a_damaged_mark_is_named(tmp_path: Path, damage: str) -> None:
     (tmp_path / "identity.json").write_text(damage)
     with pytest.raises(FolderError, match=r"identity\.json: damaged"):
         open_stage(tmp_path, Recipe(), stage="train")
+
+
+@pytest.mark.parametrize("damage", [b"", b"seed = ", b"\x00\xff\x00", b"no such setting"])
+def test_a_damaged_config_is_named_in_one_message(tmp_path: Path, damage: bytes) -> None:
+    open_stage(tmp_path, Needy(data="d", tokenizer="t"), stage="train").close()
+    (tmp_path / "config.gin").write_bytes(damage)
+    with pytest.raises(FolderError, match=r"config\.gin: damaged") as refused:
+        load_config(Needy, tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_folder_of_a_newer_format_is_refused(tmp_path: Path) -> None:
