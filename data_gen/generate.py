@@ -187,7 +187,7 @@ class _Run:
             again = await self._evolve(missing, journal=journal, model=_Answering(pacing, unanswered="put off"))
             await self._evolve(again, journal=journal, model=_Answering(pacing, unanswered="drop"))
             assert self.done == len(self.seeds)
-            return self._write(journal, out)
+            return self._write(journal, pacing, out)
 
     def _finished(self, journal: Journal, out: Path) -> set[int]:
         """The lineages that an earlier process finished, after a look at whether they are still the same.
@@ -265,7 +265,7 @@ class _Run:
 
     # --- what is left behind
 
-    def _write(self, journal: Journal, out: Path) -> dict[str, Any]:
+    def _write(self, journal: Journal, pacing: Pacing, out: Path) -> dict[str, Any]:
         tally = Tally()
         with _replacing(out / REJECTED) as lines:
             for lineage in self._saved(journal):
@@ -292,6 +292,9 @@ class _Run:
             **tally.summary(),
             "asked": journal.asked,
             "from_journal": journal.cached,
+            "rate_limited": pacing.rate_limited,
+            "not_sent": pacing.not_sent,
+            "lost_after_sending": pacing.ambiguous,
             "possibly_paid_twice": journal.possibly_paid_twice,
             "input_tokens": journal.input_tokens,
             "output_tokens": journal.output_tokens,

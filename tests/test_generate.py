@@ -214,6 +214,15 @@ def test_faults_of_the_wire_cost_retries_and_no_records(whole: Path, tmp_path: P
     assert files(tmp_path / "out") == files(whole)
 
 
+def test_the_summary_counts_what_the_wire_lost(tmp_path: Path) -> None:
+    with serving(Faults(dropped=0.05, rate_limited=0.05, server_error=0.05)) as server:
+        config = over_http(server, seeds=SimulatedSeeds(count=12), rounds=1)
+        summary = generate(config, tmp_path / "out", progress=quiet)
+    assert summary["not_sent"] >= summary["rate_limited"] > 0
+    assert summary["lost_after_sending"] == summary["possibly_paid_twice"] > 0
+    assert summary["not_sent"] + summary["lost_after_sending"] == server.requests - server.full_replies
+
+
 def test_replies_that_hold_no_text_become_rejects_with_that_reason(tmp_path: Path) -> None:
     with serving(Faults(malformed=0.2)) as server:
         summary = generate(over_http(server), tmp_path / "out", progress=quiet)
