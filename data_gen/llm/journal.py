@@ -114,10 +114,6 @@ class Journal:
         """Commits what came of lineage `index`; a second save replaces the first."""
         await self._commit(partial(journal_file.save_lineage, index=index, seed_id=seed_id, payload=payload))
 
-    def finished(self) -> set[int]:
-        """The indices of the lineages that were saved."""
-        return {row[0] for row in self._rows('SELECT "index" FROM lineages')}
-
     def lineages(self) -> Iterator[tuple[int, str, str]]:
         """The saved lineages as (index, seed_id, payload), by index; some hundred in memory at a time."""
         last = -1
