@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
-from tensorboardX import SummaryWriter
 
 from configs.errors import UserError
 from wizard_jax.progress import Progress
@@ -39,6 +38,8 @@ class MetricsLog:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, step: int) -> None:
+        from tensorboardX import SummaryWriter  # imports torch where there is one: a second or more, for training alone
+
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(folder) if line["step"] <= step]
