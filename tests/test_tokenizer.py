@@ -79,6 +79,16 @@ def test_training_gives_the_same_bytes_every_time(tokenizer: Tokenizer, tmp_path
     assert Tokenizer(tmp_path / "again.model").encode("fig") == tokenizer.encode("fig")
 
 
+def test_another_tokenizer_is_not_written_over(tokenizer: Tokenizer, tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "tokenizer.model"
+    out.write_bytes(tokenizer.model_bytes)
+    assert train_tokenizer(CORPUS, out, vocab_size=420).model_bytes == tokenizer.model_bytes
+    with pytest.raises(TokenizerError, match=r"another tokenizer.*another --out"):
+        train_tokenizer(CORPUS, out, vocab_size=400)
+    assert out.read_bytes() == tokenizer.model_bytes
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
+
+
 def test_training_stops_when_nothing_is_left_to_merge(tokenizer: Tokenizer, tmp_path: pathlib.Path) -> None:
     large = train_tokenizer(CORPUS, tmp_path / "large.model", vocab_size=50_000)
     assert tokenizer.vocab_size <= large.vocab_size < 1000

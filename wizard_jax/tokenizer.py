@@ -91,7 +91,7 @@ def train_tokenizer(
     frequent enough become one piece. Stops below `vocab_size` when there is nothing left to merge.
 
     Raises:
-      TokenizerError: no text, or a vocabulary too small for the characters in it.
+      TokenizerError: no text, a vocabulary too small for the characters in it, or another file at `out_path`.
     """
     if vocab_size < 1:
         raise TokenizerError(f"vocab_size is {vocab_size}: give the number of pieces that there may be, such as 32000")
@@ -126,9 +126,15 @@ def train_tokenizer(
             f"{str(error).rpartition('] ')[2].partition(' or decrease')[0]}"
         ) from error
     out = pathlib.Path(out_path)
+    model_bytes = model.getvalue() + _WITH_LEADING_SPACE
+    if out.is_file() and out.read_bytes() != model_bytes:
+        raise TokenizerError(
+            f"{out} holds another tokenizer, and runs that point to it would not go on with this one: choose another "
+            "--out, or remove it if nothing needs it"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
-    partial.write_bytes(model.getvalue() + _WITH_LEADING_SPACE)
+    partial.write_bytes(model_bytes)
     partial.replace(out)
     return Tokenizer(out)
 
