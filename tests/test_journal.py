@@ -170,8 +170,9 @@ def test_another_attempt_is_another_request(tmp_path: Path) -> None:
         (Ambiguous("lost"), True, 1),
         (Permanent("this prompt is not allowed", scope="request"), False, 0),
         (Permanent("bad key", scope="run"), True, 0),
+        (Permanent("no", scope="unclear"), True, 0),
     ],
-    ids=["not sent", "ambiguous", "refused request", "refused run"],
+    ids=["not sent", "ambiguous", "refused request", "refused run", "refused without a reason"],
 )
 def test_what_is_remembered_of_a_failure(
     tmp_path: Path, failure: Exception, asked_again: bool, possibly_paid_twice: int
