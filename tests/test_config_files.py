@@ -52,6 +52,33 @@ def test_a_stage_s_file_loads_once_it_is_told_where_things_are(file: Path) -> No
     assert isinstance(load(root, [file], settings), root)
 
 
+PUBLISHED = {
+    "rounds": 4,
+    "operations": (
+        "add_constraints",
+        "deepening",
+        "concretizing",
+        "increase_reasoning_steps",
+        "complicate_input",
+        "in_breadth",
+    ),
+    "eliminate": ("no_gain", "refusal", "empty_answer", "copied_prompt"),
+    "answer_seeds": "model",
+    "temperature": 1.0,
+    "top_p": 0.9,
+    "max_tokens": 2048,
+}
+"""Sections 3 and 4 of arXiv 2304.12244."""
+
+
+@pytest.mark.parametrize("names", [(), ("wizardlm.gin",)], ids=["the defaults", "wizardlm.gin"])
+def test_evol_instruct_is_the_published_one_unless_told_otherwise(names: tuple[str, ...]) -> None:
+    files = [CONFIGS / "evolve" / name for name in names]
+    told = ["seeds.path=seeds.jsonl"] if files else ["seeds=@SimulatedSeeds", "seeds.count=1", "llm=@Simulated"]
+    config = load(EvolveConfig, files, told)
+    assert {name: getattr(config, name) for name in PUBLISHED} == PUBLISHED
+
+
 @pytest.mark.parametrize("file", [file for file in FILES if file.parent.name == "models"], ids=by_name)
 def test_a_model_s_file_is_included_by_a_training_file_from_anywhere(file: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.gin"
