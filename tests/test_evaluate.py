@@ -23,6 +23,7 @@ from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.evaluate import evaluate
 from wizard_jax.evaluate.statistics import wilson
 from wizard_jax.evaluate.tasks.simulated_world import BANDS
+from wizard_jax.runs import open_model
 
 ROOT = Path(__file__).parents[1]
 SLOW = """
@@ -168,6 +169,20 @@ def test_an_exported_folder_gives_the_same_answers(flow: Flow, evaluation: Path,
     assert read_complete(tmp_path / "eval")["untraced"] == str(hf)
     told = [{**row, "step": 2} for row in rows(tmp_path / "eval")]
     assert told == rows(evaluation)
+
+
+def test_a_run_that_began_from_an_imported_model_names_it_as_of_unknown_training(flow: Flow, tmp_path: Path) -> None:
+    hf, imported, run = tmp_path / "hf", tmp_path / "imported", tmp_path / "run"
+    assert main(["export", str(flow.run), "--out", str(hf)]) == 0
+    assert main(["import", str(hf), "--out", str(imported)]) == 0
+    assert main(flow.train_command(run, "init=@FromCheckpoint", f"init.path={imported}")) == 0
+    for path, trained_on, untraced in (
+        (flow.run, (str(flow.evolved),), ""),
+        (imported, (), str(imported)),
+        (run, (str(flow.evolved),), str(imported)),
+    ):
+        model = open_model(path)
+        assert (model.trained_on, model.untraced) == (trained_on, untraced)
 
 
 def test_an_imported_model_that_names_no_chat_format_is_refused(
