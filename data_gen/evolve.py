@@ -79,8 +79,8 @@ def drawn_operation(config: EvolveConfig, *, lineage: str, round_: int) -> Opera
     return OPERATIONS[draw.choice(config.operations)]
 
 
-def _keyed_number(seed: int, lineage: str, round_: int, purpose: str, attempt: int = 0) -> int:
-    key = json.dumps([seed, lineage, round_, purpose, attempt])
+def _keyed_number(seed: int, lineage: str, round_: int, purpose: str) -> int:
+    key = json.dumps([seed, lineage, round_, purpose, 0])  # without the 0, all draws would be others than those of 0.1
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 

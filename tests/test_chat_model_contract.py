@@ -108,7 +108,7 @@ def test_order_and_company_change_no_reply(open_model: OpenModel, tmp_path: Path
 @EVERY
 def test_the_key_names_a_decision_and_does_not_reach_the_model(open_model: OpenModel, tmp_path: Path) -> None:
     first = asking()
-    again = replace(first, key=replace(first.key, attempt=1))
+    again = replace(first, key=replace(first.key, round=2))
     one, other = replies(open_model, tmp_path, [first, again])
     assert one == other
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +147,13 @@ def test_equal_requests_at_once_share_one_send(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_another_attempt_is_another_request(tmp_path: Path) -> None:
+def test_another_decision_is_another_request(tmp_path: Path) -> None:
     async def run() -> None:
         teller = Teller()
         async with Journal.open(tmp_path / "j") as journal:
             model = journal.wrap(teller)
             first = asking()
-            again = ChatRequest(
-                **{**vars(first), "key": RequestKey(first.key.lineage, first.key.round, first.key.purpose, 1)}
-            )
+            again = replace(first, key=replace(first.key, purpose="judge"))
             assert (await model.complete(first)).text == "answer 1"
             assert (await model.complete(again)).text == "answer 2"
             assert (await model.complete(first)).text == "answer 1"
@@ -301,8 +299,8 @@ def test_the_journal_holds_no_prompt_and_no_key(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert canary.encode() not in (tmp_path / "j").read_bytes()
-    assert rows(tmp_path / "j", "SELECT lineage, round, purpose, attempt, outcome FROM outcomes") == [
-        ("seed-0", 1, "answer", 0, "reply")
+    assert rows(tmp_path / "j", "SELECT lineage, round, purpose, outcome FROM outcomes") == [
+        ("seed-0", 1, "answer", "reply")
     ]
 
 

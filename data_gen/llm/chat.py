@@ -22,12 +22,11 @@ class Message:
 
 @dataclass(frozen=True)
 class RequestKey:
-    """Which decision of the run a request belongs to; a retry of the decision has the next `attempt`."""
+    """Which decision of the run a request belongs to."""
 
     lineage: str
     round: int
     purpose: Literal["evolve", "judge", "answer"]
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,18 +16,17 @@ from configs.errors import UserError
 from data_gen.llm.chat import ChatReply, ChatRequest, FinishReason, Permanent
 
 _APPLICATION_ID = 0x57495A4A  # "WIZJ", in the file's header
-_FORMAT = 1
+_FORMAT = 2
 _LOCK_SECONDS = 2.0
 
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE in_flight (
-  digest TEXT PRIMARY KEY, lineage TEXT NOT NULL, round INTEGER NOT NULL, purpose TEXT NOT NULL,
-  attempt INTEGER NOT NULL
+  digest TEXT PRIMARY KEY, lineage TEXT NOT NULL, round INTEGER NOT NULL, purpose TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE outcomes (
   digest TEXT PRIMARY KEY, lineage TEXT NOT NULL, round INTEGER NOT NULL, purpose TEXT NOT NULL,
-  attempt INTEGER NOT NULL, outcome TEXT NOT NULL CHECK (outcome IN ('reply', 'refused')), text TEXT NOT NULL,
+  outcome TEXT NOT NULL CHECK (outcome IN ('reply', 'refused')), text TEXT NOT NULL,
   finish_reason TEXT NOT NULL, model TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL
 );
 CREATE TABLE lineages ("index" INTEGER PRIMARY KEY, seed_id TEXT NOT NULL, payload TEXT NOT NULL);
@@ -165,8 +164,8 @@ def outcome_or_mark(db: sqlite3.Connection, *, digest: str, request: ChatRequest
         return Outcome(*known)
     key = request.key
     db.execute(
-        "INSERT OR REPLACE INTO in_flight VALUES (?, CAST(? AS TEXT), ?, ?, ?)",
-        (digest, _utf8(key.lineage), key.round, key.purpose, key.attempt),
+        "INSERT OR REPLACE INTO in_flight VALUES (?, CAST(? AS TEXT), ?, ?)",
+        (digest, _utf8(key.lineage), key.round, key.purpose),
     )
     return None
 
@@ -174,9 +173,9 @@ def outcome_or_mark(db: sqlite3.Connection, *, digest: str, request: ChatRequest
 def save_outcome(db: sqlite3.Connection, *, digest: str, request: ChatRequest, outcome: Outcome) -> None:
     key = request.key
     kind, text, finish_reason, model, *tokens = outcome
-    asked = (digest, _utf8(key.lineage), key.round, key.purpose, key.attempt)
+    asked = (digest, _utf8(key.lineage), key.round, key.purpose)
     db.execute(
-        "INSERT INTO outcomes VALUES (?, CAST(? AS TEXT), ?, ?, ?, ?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?)",
+        "INSERT INTO outcomes VALUES (?, CAST(? AS TEXT), ?, ?, ?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?)",
         (*asked, kind, _utf8(text), finish_reason, _utf8(model), *tokens),
     )
     unmark(db, digest=digest)
