@@ -17,11 +17,11 @@ import json
 import os
 import socket
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TextIO, TypeVar
 
 from etils import epath
 
@@ -154,13 +154,25 @@ def load_config(root: type[T], path: str | os.PathLike[str]) -> T:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file that is whole or not there, also after a power cut."""
+    with replacing(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A text file to be written bit by bit, which takes its place, as in `write_atomically`, at the end."""
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(text.encode())
+    with open(partial, "w", encoding="utf-8", newline="\n") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Makes the names in a folder durable: a file that was renamed keeps its new name after a power cut."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -15,8 +15,6 @@ import difflib
 import hashlib
 import json
 import math
-import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from configs.errors import UserError
-from configs.folder import open_stage, read_complete, write_atomically
+from configs.folder import open_stage, read_complete, replacing, write_atomically
 from configs.interrupt import StopFlag, stop_flag
 from data_gen import shards, sources
 from data_gen.config import WIRE_FAULTS, EvolveConfig, OpenAICompatible, Simulated, SimulatedSeeds
@@ -90,7 +88,7 @@ def generate(config: EvolveConfig, out: Path, *, progress: Progress) -> dict[str
 
 
 def check(config: EvolveConfig) -> None:
-    """Raises GenerateError for settings that no run could use."""
+    """Raises UserError for settings that no run could use."""
     if not config.operations:
         raise GenerateError(f"operations is empty: name at least one of {', '.join(OPERATIONS)}")
     for name in config.operations:
@@ -100,12 +98,10 @@ def check(config: EvolveConfig) -> None:
             raise GenerateError(f"operations: there is no operation {name!r}; {meant}")
     if len(set(config.operations)) < len(config.operations):
         raise GenerateError("operations: one is named twice; they are chosen from with equal probability")
-    if not re.fullmatch("[a-z][a-z0-9_]*", config.name):
-        raise GenerateError(f"name = {config.name!r}: use lower-case letters, digits and _, a letter first")
+    shards.check_layout(name=config.name, records_per_shard=config.records_per_shard)
     at_least = {
         "rounds": 0,
         "max_tokens": 1,
-        "records_per_shard": 1,
         "concurrency": 1,
         "max_attempts": 1,
         "temperature": 0,
@@ -267,7 +263,7 @@ class _Run:
 
     def _write(self, journal: Journal, pacing: Pacing, out: Path) -> dict[str, Any]:
         tally = Tally()
-        with _replacing(out / REJECTED) as lines:
+        with replacing(out / REJECTED) as lines:
             for lineage in self._saved(journal):
                 tally.add(lineage)
                 for rejected in lineage.rejected:
@@ -344,14 +340,3 @@ class _Answering:
             raise Permanent(text, scope="run") from error
         self.lost_in_a_row = 0
         return reply
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
-    """A text file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)

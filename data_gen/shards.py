@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import google_crc32c
 
 from configs.errors import UserError
+from configs.folder import fsync_folder
 from data_gen.records import Record, Turn
 
 MANIFEST = "manifest.json"
@@ -93,12 +94,9 @@ def write_dataset(
       ShardError: no records, another number than `count`, a name that TFDS cannot use, text that is not
         Unicode, or an `out` that holds something else.
     """
-    if not _NAME.fullmatch(name):
-        raise ShardError(f"{name!r} cannot name a data set: use lower-case letters, digits and _, a letter first")
+    check_layout(name=name, records_per_shard=records_per_shard)
     if count < 1:
         raise ShardError(f"there is not one record to write to {out}: the data set would be empty")
-    if records_per_shard < 1:
-        raise ShardError(f"records_per_shard is {records_per_shard}: it must be at least 1")
     if out.exists() and not (out / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
         raise ShardError(f"{out} exists and is no data set of ours: choose another folder, or remove it")
     partial = out.with_name(f".{out.name}.partial")
@@ -118,6 +116,16 @@ def write_dataset(
             os.fsync(stream.fileno())
     _put_in_place(partial, out)
     return manifest
+
+
+def check_layout(*, name: str, records_per_shard: int) -> None:
+    """Raises ShardError for a name that TFDS cannot use, or shards without records."""
+    if not _NAME.fullmatch(name):
+        raise ShardError(
+            f"name = {name!r} cannot name a data set: use lower-case letters, digits and _, a letter first"
+        )
+    if records_per_shard < 1:
+        raise ShardError(f"records_per_shard = {records_per_shard}: it must be at least 1")
 
 
 def read_manifest(path: pathlib.Path) -> Manifest:
@@ -334,22 +342,14 @@ def _describe(file: pathlib.Path, *, records: int = 0) -> DataFile:
 
 def _put_in_place(partial: pathlib.Path, out: pathlib.Path) -> None:
     """Rename a finished folder, durably; what it replaces is gone only after it is there."""
-    _fsync_folder(partial)
+    fsync_folder(partial)
     old = out.with_name(f".{out.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
     partial.rename(out)
-    _fsync_folder(out.parent)
+    fsync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _fsync_folder(folder: pathlib.Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _diagnose(file: pathlib.Path, *, item: DataFile, found: DataFile, manifest: Manifest) -> str:

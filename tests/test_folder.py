@@ -19,6 +19,7 @@ from configs.folder import (
     open_stage,
     read_complete,
     read_identity,
+    replacing,
     write_atomically,
 )
 from configs.loader import setting
@@ -257,3 +258,17 @@ def test_a_start_killed_before_its_config_was_written_is_begun_again(tmp_path: P
 
 def test_every_refusal_is_the_user_s_to_mend() -> None:
     assert issubclass(FolderError, UserError)
+
+
+def test_a_file_that_could_not_be_written_to_its_end_leaves_the_one_before(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+
+    def write(*lines: object) -> None:
+        with replacing(file) as stream:
+            for line in lines:
+                stream.write(f"{1 // int(str(line))}\n")
+
+    write(1, 1)
+    with pytest.raises(ZeroDivisionError):
+        write(1, 0)
+    assert file.read_bytes() == b"1\n1\n"
