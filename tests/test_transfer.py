@@ -132,6 +132,7 @@ def test_a_folder_without_a_tokenizer_is_refused_and_leaves_nothing(exported: Pa
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(exported: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(exported, other)
+    (other / "tokenizer.model").unlink()
     train_tokenizer([chr(code) for code in range(256, 700)], other / "tokenizer.model", vocab_size=800)
     for take in (lambda: import_model(other, tmp_path / "imported"), lambda: open_model(other)):
         with pytest.raises(UserError, match=r"other: tokenizer\.model has \d+ tokens, the model only 400"):
