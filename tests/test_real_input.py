@@ -107,8 +107,9 @@ def evolve_and_train(seeds: Path, out: Path, *, rows: int) -> None:
     settings += ["model.n_layers=1", "model.scan_unroll=1", "model.head_dim=8", "model.d_ff=64"]
     assert main(["train", "configs/train/quickstart.gin", "--out", str(out / "run"), *settings]) == 0
     run = read_complete(out / "run", stage="train")
-    assert run["packing"]["conversations"] == len(records)
-    assert run["packing"]["untrained"] == 0
+    packing = run["packing"]
+    assert packing["conversations"] + packing["untrained"] == len(records)
+    assert packing["untrained"] <= rows // 100, "a task longer than a row may lose its whole answer, and is counted"
     assert run["trained_tokens"] > 0
     assert run["last_loss"] < run["first_loss"]
 
