@@ -78,7 +78,8 @@ def serving() -> Iterator[str]:
             server.communicate()
 
 
-def evolve_and_train(seeds: Path, out: Path, *, rows: int) -> None:
+def evolve_and_train(seeds: Path, out: Path, *, rows: int, untrained: int) -> None:
+    """`untrained` conversations, and no others, are so long that a row of 1,024 tokens holds none of their answer."""
     with serving() as url:
         settings = [f"seeds.path={seeds}", f"llm.base_url={url}", "records_per_shard=40"]
         assert main(["evolve", "configs/evolve/simulated_server.gin", "--out", str(out / "evolved"), *settings]) == 0
@@ -107,15 +108,14 @@ def evolve_and_train(seeds: Path, out: Path, *, rows: int) -> None:
     settings += ["model.n_layers=1", "model.scan_unroll=1", "model.head_dim=8", "model.d_ff=64"]
     assert main(["train", "configs/train/quickstart.gin", "--out", str(out / "run"), *settings]) == 0
     run = read_complete(out / "run", stage="train")
-    packing = run["packing"]
-    assert packing["conversations"] + packing["untrained"] == len(records)
-    assert packing["untrained"] <= rows // 100, "a task longer than a row may lose its whole answer, and is counted"
+    assert run["packing"]["conversations"] == len(records) - untrained
+    assert run["packing"]["untrained"] == untrained
     assert run["trained_tokens"] > 0
     assert run["last_loss"] < run["first_loss"]
 
 
 def test_rows_of_self_instruct_are_evolved_over_http_with_faults_and_trained_on(seeds: Path, tmp_path: Path) -> None:
-    evolve_and_train(seeds, tmp_path, rows=len(TASKS))
+    evolve_and_train(seeds, tmp_path, rows=len(TASKS), untrained=0)
     records = {record.id: record for record in read_dataset(tmp_path / "evolved")}
     texts = [record.instruction for record in records.values() if record.round == 0]
     assert f"{TASKS[4][1]}\n{TASKS[4][2]}" in texts, "the input stands below the instruction"
@@ -125,4 +125,4 @@ def test_rows_of_self_instruct_are_evolved_over_http_with_faults_and_trained_on(
 @pytest.mark.slow
 @pytest.mark.skipif(not SEED_TASKS.exists(), reason="the seed tasks of self-instruct are not here")
 def test_all_seed_tasks_of_self_instruct_go_the_same_way(tmp_path: Path) -> None:
-    evolve_and_train(SEED_TASKS, tmp_path, rows=175)
+    evolve_and_train(SEED_TASKS, tmp_path, rows=175, untrained=1)  # a task of 3,571 tokens
