@@ -111,7 +111,10 @@ def test_opening_a_model_loads_neither_torch_nor_what_imports_it() -> None:
 def test_package_folders_import_nothing_by_themselves() -> None:
     for package in PACKAGES:
         for file in (ROOT / package).rglob("__init__.py"):
-            assert file.read_text().strip() == "", file
+            if file == ROOT / "data_gen/llm/server/__init__.py":  # names what a caller needs of its one package
+                assert {module for module, _ in imported(file)} == {"data_gen.llm.server.serving"}
+            else:
+                assert file.read_text().strip() == "", file
 
 
 @pytest.mark.parametrize("package", ["configs", "data_gen", "launch"])

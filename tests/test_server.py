@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from configs.errors import UserError
 from data_gen.config import Faults, Simulated
 from data_gen.llm.chat import ChatRequest, Message, RequestKey
-from data_gen.llm.server import SimulatedServer
+from data_gen.llm.server import SimulatedServer, openai_wire
+from data_gen.llm.server.http import HttpAnswer, HttpRequest, Route
+from data_gen.llm.server.service import Service
 from data_gen.llm.simulated import NAME, SimulatedChatModel
 from wizard_jax.cli import main
 
@@ -97,6 +100,73 @@ def test_one_connection_carries_many_requests() -> None:
     assert server.full_replies == 3
 
 
+def chunked(body: object, size: int) -> bytes:
+    content = json.dumps(body).encode()
+    chunks = [content[start : start + size] for start in range(0, len(content), size)]
+    framed = b"".join(b"%x;note=1\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + framed + b"0\r\nTrailer: yes\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_body_in_chunks_is_the_same_body(size: int) -> None:
+    answers, server = served(chunked(asked("one"), size) + post(asked("one")))
+    (first, second) = (json.loads(body)["choices"] for _, _, body in answers)
+    assert first == second
+    assert server.full_replies == 2
+
+
+def test_a_format_of_its_own_sees_parameters_query_headers_and_larger_bodies() -> None:
+    seen: list[HttpRequest] = []
+
+    async def keep(request: HttpRequest) -> HttpAnswer:
+        seen.append(request)
+        return HttpAnswer(status=201, headers={"location": "here"})
+
+    def form(_: Service) -> list[Route]:
+        path = "/upload/{bucket}/o/{name...}"
+        return [Route("PUT", path, keep, refusal=openai_wire.refusal, most_body_bytes=16 * 2**20)]
+
+    async def run() -> list[Answer]:
+        async with SimulatedServer(Simulated(), formats=[form]) as server:
+            body = b"x" * (9 * 2**20)
+            head = b"PUT /upload/b%2F1/o/a/c%20d?uploadType=media&name=%26&empty= HTTP/1.1\r\n"
+            head += b"X-Upload: 7\r\nExpect: 100-continue\r\nContent-Length: 9437184\r\n\r\n"
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(head)
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 201 Created\r\n")
+            assert b"location: here\r\n" in answer
+            return await exchange(server, post(b"", path="/upload/b/o/n"))
+
+    ((status, _, body),) = asyncio.run(run())
+    assert status == 405
+    assert "use PUT" in json.loads(body)["error"]["message"]
+    (request,) = seen
+    assert request.path == "/upload/b%2F1/o/a/c%20d"
+    assert request.parameters == {"bucket": "b/1", "name": "a/c d"}
+    assert request.query == {"uploadType": "media", "name": "&", "empty": ""}
+    assert request.headers["x-upload"] == "7"
+    assert len(request.body) == 9 * 2**20
+
+
+def test_a_request_of_a_batch_is_answered_as_it_is_online() -> None:
+    async def run() -> tuple[Answer, tuple[int, dict[str, Any]], tuple[int, dict[str, Any]]]:
+        async with SimulatedServer(Simulated(faults=Faults(truncated=0.5, filtered=0.5))) as server:
+            (online,) = await exchange(server, post(asked("one", seed=4)))
+            batched = await openai_wire.answer_one(asked("one", seed=4), service=server.service, number=7)
+            return online, batched, await openai_wire.answer_one({"model": NAME}, service=server.service, number=8)
+
+    (_, _, body), (status, batched), refused = asyncio.run(run())
+    online = json.loads(body)
+    assert (status, batched["choices"], batched["usage"]) == (200, online["choices"], online["usage"])
+    assert refused[0] == 400
+    assert "messages" in refused[1]["error"]["message"]
+
+
 def test_the_list_of_models_names_the_simulation() -> None:
     ((status, _, body),), server = served(b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n")
     assert status == 200
@@ -111,7 +181,10 @@ def test_the_list_of_models_names_the_simulation() -> None:
         (b"GET / HTTP/1.1\r\n\r\n", 404, "/v1/chat/completions"),
         (b"GET /v1/chat/completions HTTP/1.1\r\n\r\n", 405, "use POST"),
         (post({}, path="/v1/models"), 405, "use GET"),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 411, "Content-Length"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "chunked"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400, "no length"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}}}\r\n", 400, "longer than"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffff0\r\n", 413, "longer than"),
         (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, "no number"),
         (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 9999999999999\r\n\r\n", 413, "longer than"),
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", 431, "headers"),
