@@ -38,7 +38,10 @@ class Lineage:
     @classmethod
     def from_json(cls, text: str) -> Self:
         data = json.loads(text)
-        records = ({**record, "turns": tuple(Turn(**turn) for turn in record["turns"])} for record in data["records"])
+        records = (
+            {**record, "turns": tuple(Turn(**turn) for turn in record["turns"]), "flags": tuple(record["flags"])}
+            for record in data["records"]
+        )
         return cls(
             records=tuple(Record(**record) for record in records),
             rejected=tuple(Rejected(**rejected) for rejected in data["rejected"]),

@@ -25,7 +25,7 @@ from configs.errors import UserError
 from configs.folder import open_stage, read_complete, replacing, write_atomically
 from configs.interrupt import StopFlag, stop_flag
 from data_gen import shards, sources
-from data_gen.config import WIRE_FAULTS, EvolveConfig, OpenAICompatible, Simulated, SimulatedSeeds
+from data_gen.config import WIRE_FAULTS, EvolveConfig, Gemini, OpenAICompatible, Simulated, SimulatedSeeds
 from data_gen.evolve import Lineage, evolve_lineage
 from data_gen.llm import simulated
 from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
@@ -78,6 +78,7 @@ def generate(config: EvolveConfig, out: Path, *, progress: Progress) -> dict[str
             return read_complete(out)
     seeds = sources.load_seeds(config.seeds)
     llm = config.llm
+    assert not isinstance(llm, Gemini)
     answerer = OpenAIChat(llm) if isinstance(llm, OpenAICompatible) else simulated.SimulatedChatModel(llm)
     with open_stage(out, config, stage="evolve") as folder:
         with stop_flag() as stop:
@@ -191,14 +192,15 @@ class _Run:
         One in which a request gave up is not: nobody answered then, and somebody may now.
         """
         finished = set()
-        for index, seed_id, payload in journal.lineages():
+        for saved in journal.lineages():
             self.stop.raise_if_set()
-            if index >= len(self.seeds) or seed_id != _seed_id(self.seeds[index]):
+            index = saved.index
+            if index >= len(self.seeds) or saved.seed_id != _seed_id(self.seeds[index]):
                 raise GenerateError(
                     f"the seeds are not those that {out} was begun with: row {index + 1} has changed or is gone; "
                     "restore them, or evolve the new ones into another --out"
                 )
-            lineage = Lineage.from_json(payload)
+            lineage = Lineage.from_json(saved.payload)
             if any(rejected.rule == "gave_up" for rejected in lineage.rejected):
                 continue
             self.facts.update(records=len(lineage.records), rejected=len(lineage.rejected))
@@ -218,7 +220,7 @@ class _Run:
                 except _PutOff:
                     put_off.append(index)
                     continue
-                await journal.save_lineage(index, _seed_id(seed), lineage.to_json())
+                await journal.save_lineage(index, seed_id=_seed_id(seed), payload=lineage.to_json())
                 self.done += 1
                 self.facts.update(records=len(lineage.records), rejected=len(lineage.rejected))
                 self._show(journal)
@@ -254,8 +256,8 @@ class _Run:
             "rejected": self.facts["rejected"],
             "asked": journal.asked,
             "from the journal": journal.cached,
-            "tokens in": journal.input_tokens,
-            "tokens out": journal.output_tokens,
+            "tokens in": journal.spent.input_tokens,
+            "tokens out": journal.spent.output_tokens,
         }
         self.progress(self.done, len(self.seeds), facts)
 
@@ -292,15 +294,15 @@ class _Run:
             "not_sent": pacing.not_sent,
             "lost_after_sending": pacing.ambiguous,
             "possibly_paid_twice": journal.possibly_paid_twice,
-            "input_tokens": journal.input_tokens,
-            "output_tokens": journal.output_tokens,
+            "input_tokens": journal.spent.input_tokens,
+            "output_tokens": journal.spent.output_tokens,
             "dataset_sha256": manifest.sha256,
         }
 
     def _saved(self, journal: Journal) -> Iterator[Lineage]:
-        for _, _, payload in journal.lineages():
+        for saved in journal.lineages():
             self.stop.raise_if_set()
-            yield Lineage.from_json(payload)
+            yield Lineage.from_json(saved.payload)
 
     def _description(self, tally: Tally) -> str:
         models = ", ".join(sorted(tally.models)) or "nobody: the seeds brought their answers"

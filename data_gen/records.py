@@ -7,6 +7,9 @@ from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 
+PROPENSITY_DIGITS = 6
+"""Decimal places that a propensity has, so that it survives the 32 bits that a TFRecord keeps of it."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -42,6 +45,14 @@ class Record:
     """The model that wrote the answer, as the server named it; empty where the seed brought its own."""
     steps: int = 0
     """Number of steps of a task of the simulated world; 0 for any other text."""
+    evolver: str = ""
+    """The model that wrote the instruction, as the server named it; empty in round 0."""
+    propensity: float = 0.0
+    """The probability with which the operation was drawn; 0 in round 0."""
+    words_added: int = 0
+    """Words of the instruction beyond its parent's, data that was added not counted; negative where it is shorter."""
+    flags: tuple[str, ...] = ()
+    """What was found of the record after the run, such as "duplicate" or "contaminated"."""
 
     @property
     def instruction(self) -> str:
@@ -65,6 +76,11 @@ Rule = Literal[
     "refusal",  # 2: the answer says sorry in fewer than 80 words
     "empty_answer",  # 3: the answer holds only punctuation and stop words
     "copied_prompt",  # 4: the rewritten instruction copies words of the rewriting prompt
+    "invalid_input",  # complicate_input: the data that was added does not parse, or there is none
+    "word_count",  # the rewrite does not add the 10 to 20 words that it was asked for
+    "changed_meaning",  # paraphrase: the judge found that it does not ask the same
+    "duplicate",  # near-duplicate of an earlier record
+    "contaminated",  # repeats an item of a test set
     "empty_instruction",  # the rewrite came back empty
     "truncated",  # the reply was cut off at max_tokens
     "unreadable_reply",  # the provider answered with something that holds no text

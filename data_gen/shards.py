@@ -27,7 +27,7 @@ import google_crc32c
 
 from configs.errors import UserError
 from configs.folder import fsync_folder
-from data_gen.records import Record, Turn
+from data_gen.records import PROPENSITY_DIGITS, Record, Turn
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -222,7 +222,8 @@ def _features() -> Any:
     import numpy as np
     import tensorflow_datasets as tfds
 
-    of_type: dict[str, Any] = {"str": tfds.features.Text(), "int": np.int64}
+    of_type: dict[str, Any] = {"str": tfds.features.Text(), "int": np.int64, "float": np.float32}
+    of_type["tuple[str, ...]"] = tfds.features.Sequence(tfds.features.Text())
     turn = {field.name: tfds.features.Text() for field in dataclasses.fields(Turn)}
     of_type["tuple[Turn, ...]"] = tfds.features.Sequence(turn)
     return tfds.features.FeaturesDict({field.name: of_type[str(field.type)] for field in dataclasses.fields(Record)})
@@ -232,8 +233,10 @@ def _to_record(example: dict[str, Any]) -> Record:
     values: dict[str, Any] = {
         key: value.decode() if isinstance(value, bytes) else int(value)
         for key, value in example.items()
-        if key != "turns"
+        if key not in ("turns", "flags", "propensity")
     }
+    values["flags"] = tuple(flag.decode() for flag in example["flags"])
+    values["propensity"] = round(float(example["propensity"]), PROPENSITY_DIGITS)
     turns = example["turns"]
     pairs = zip(turns["role"], turns["content"], strict=True)
     values["turns"] = tuple(Turn(role=role.decode(), content=content.decode()) for role, content in pairs)
@@ -301,6 +304,7 @@ def _write_shards(
 def _encodable(record: Record) -> dict[str, Any]:
     values = dataclasses.asdict(record)
     values["turns"] = list(values["turns"])
+    values["flags"] = list(values["flags"])
     try:
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -62,7 +62,6 @@ PUBLISHED = {
         "complicate_input",
         "in_breadth",
     ),
-    "eliminate": ("no_gain", "refusal", "empty_answer", "copied_prompt"),
     "answer_seeds": "model",
     "temperature": 1.0,
     "top_p": 0.9,
@@ -77,6 +76,9 @@ def test_evol_instruct_is_the_published_one_unless_told_otherwise(names: tuple[s
     told = ["seeds.path=seeds.jsonl"] if files else ["seeds=@SimulatedSeeds", "seeds.count=1", "llm=@Simulated"]
     config = load(EvolveConfig, files, told)
     assert {name: getattr(config, name) for name in PUBLISHED} == PUBLISHED
+    rules = ("no_gain", "refusal", "empty_answer", "copied_prompt")
+    checked = () if files else ("invalid_input",)  # beyond the paper: what complicate_input adds must parse
+    assert config.eliminate == (*rules, *checked)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.parent.name == "models"], ids=by_name)

@@ -20,7 +20,7 @@ import pytest
 
 from data_gen.config import Simulated
 from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
-from data_gen.llm.journal import Journal
+from data_gen.llm.journal import Journal, SavedLineage
 from data_gen.llm.server import SimulatedServer
 
 CHILD: dict[str, Any] = {
@@ -142,7 +142,7 @@ def test_equal_requests_at_once_share_one_send(tmp_path: Path) -> None:
             assert len(teller.asked) == 2
             assert len({reply.text for reply in replies}) == 2
             assert (journal.asked, journal.cached) == (2, 38)
-            assert (journal.input_tokens, journal.output_tokens) == (6, 10)
+            assert journal.spent == (2, 6, 10, 0.0)
 
     asyncio.run(run())
 
@@ -200,11 +200,11 @@ def test_any_text_comes_back_as_it_was(tmp_path: Path) -> None:
     async def run() -> None:
         async with Journal.open(tmp_path / "j") as journal:
             await journal.wrap(Teller(text=strange)).complete(asking(text=strange))
-            await journal.save_lineage(7, strange, strange)
+            await journal.save_lineage(7, seed_id=strange, payload=strange)
         async with Journal.open(tmp_path / "j") as journal:
             reply = await journal.wrap(Teller()).complete(asking(text=strange))
             assert reply.text == strange
-            assert list(journal.lineages()) == [(7, strange, strange)]
+            assert list(journal.lineages()) == [SavedLineage(7, strange, strange, finished=True)]
 
     asyncio.run(run())
 
@@ -215,14 +215,15 @@ def test_lineages_come_back_by_index_whatever_the_order_they_were_saved_in(tmp_p
 
     async def run() -> None:
         async with Journal.open(tmp_path / "j") as journal:
-            await asyncio.gather(*(journal.save_lineage(i, f"seed-{i}", json.dumps({"i": i})) for i in indices))
-            await journal.save_lineage(500, "seed-500", "replaced")
-            assert {index for index, _, _ in journal.lineages()} == set(range(1000))
+            saves = (journal.save_lineage(i, seed_id=f"seed-{i}", payload=json.dumps({"i": i})) for i in indices)
+            await asyncio.gather(*saves)
+            await journal.save_lineage(500, seed_id="seed-500", payload="replaced")
+            assert {saved.index for saved in journal.lineages()} == set(range(1000))
         async with Journal.open(tmp_path / "j") as journal:
             saved = list(journal.lineages())
-            assert [index for index, _, _ in saved] == list(range(1000))
-            assert saved[3] == (3, "seed-3", '{"i": 3}')
-            assert saved[500][2] == "replaced"
+            assert [lineage.index for lineage in saved] == list(range(1000))
+            assert saved[3] == SavedLineage(3, "seed-3", '{"i": 3}', finished=True)
+            assert saved[500].payload == "replaced"
 
     asyncio.run(run())
 

@@ -50,7 +50,7 @@ def filled(path: Path) -> None:
     async def run() -> None:
         async with Journal.open(path) as journal:
             for i in range(100):
-                await journal.save_lineage(i, f"seed-{i}", "x" * 500)
+                await journal.save_lineage(i, seed_id=f"seed-{i}", payload="x" * 500)
 
     asyncio.run(run())
 

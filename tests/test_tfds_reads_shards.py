@@ -15,12 +15,14 @@ import tensorflow_datasets as tfds
 builder = tfds.builder_from_directory(sys.argv[1])
 rows = []
 for row in tfds.as_numpy(builder.as_dataset(split="train", shuffle_files=False)):
-    turns = row.pop("turns")
+    turns, flags = row.pop("turns"), row.pop("flags")
+    propensity = round(float(row.pop("propensity")), 6)
     row = {key: value.decode() if isinstance(value, bytes) else int(value) for key, value in row.items()}
     row["turns"] = [
         {"role": role.decode(), "content": content.decode()}
         for role, content in zip(turns["role"], turns["content"])
     ]
+    row |= {"flags": [flag.decode() for flag in flags], "propensity": propensity}
     rows.append(row)
 assert "tensorflow" in sys.modules
 print(json.dumps([builder.info.splits["train"].num_examples, builder.info.description, rows]))

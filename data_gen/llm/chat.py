@@ -20,13 +20,17 @@ class Message:
     content: str
 
 
+Purpose = Literal["evolve", "judge", "answer", "difficulty", "rank", "contamination"]
+"""What a request is for; "difficulty" scores one instruction, "rank" all versions of a lineage together."""
+
+
 @dataclass(frozen=True)
 class RequestKey:
     """Which decision of the run a request belongs to."""
 
     lineage: str
     round: int
-    purpose: Literal["evolve", "judge", "answer"]
+    purpose: Purpose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,8 @@ class ChatReply:
     """One paid reply.
 
     `finish_reason`: "stop"; "length" (cut off at max_tokens); "filtered" (the provider withheld it);
-    "unreadable" (a success status whose body held no text). Token counts are the provider's, 0 if it gave none.
+    "unreadable" (a success status whose body held no text). Token counts are the provider's, 0 if it gave none;
+    what a model thought is among the output tokens, for so it is billed.
     """
 
     text: str
@@ -62,6 +67,10 @@ class ChatReply:
     """The model's name and version as the server reports it."""
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    """Those of the input tokens that came from the provider's cache, and cost less."""
+    usd: float = 0.0
+    """What the reply cost, once it was priced."""
 
 
 class ChatModel(Protocol):
@@ -107,3 +116,10 @@ class Permanent(ChatError):
     def __init__(self, message: str, *, scope: Scope) -> None:
         super().__init__(message)
         self.scope: Scope = scope
+
+
+class BudgetSpent(Permanent):
+    """The request was not sent: with it the run would spend more than it may."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, scope="run")

@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 from data_gen.llm import journal_file
 from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
-from data_gen.llm.journal_file import JournalError, Outcome
+from data_gen.llm.journal_file import JournalError, Outcome, Spent
 
 T = TypeVar("T")
 
@@ -46,6 +46,16 @@ class _Asking:
 
 
 @dataclass(frozen=True)
+class SavedLineage:
+    """What came of a seed: for good if `finished`, else until the budget was spent."""
+
+    index: int
+    seed_id: str
+    payload: str
+    finished: bool
+
+
+@dataclass(frozen=True)
 class _Change:
     """Work for the writer: what to do in the transaction, and whom to tell once it is committed."""
 
@@ -58,7 +68,7 @@ class Journal:
 
     Of this process: `asked` requests were passed on, `cached` calls were answered without asking. Of the whole
     file, over all restarts: `possibly_paid_twice` sends ended without a known outcome (the process died, or the
-    provider's answer was lost), and `input_tokens` and `output_tokens` were paid.
+    provider's answer was lost), and `spent` is what was paid.
     """
 
     @classmethod
@@ -76,8 +86,7 @@ class Journal:
         self.asked = 0
         self.cached = 0
         self.possibly_paid_twice = 0
-        self.input_tokens = 0
-        self.output_tokens = 0
+        self.spent = Spent()
         self._drain_seconds = drain_seconds
         self._asking: dict[str, _Asking] = {}
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
@@ -87,8 +96,7 @@ class Journal:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._db = await asyncio.to_thread(journal_file.connect, self.path)
-        totals = journal_file.totals(self._db)
-        self.possibly_paid_twice, self.input_tokens, self.output_tokens = totals
+        self.possibly_paid_twice, self.spent = journal_file.totals(self._db)
         self._failure = None
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
@@ -110,17 +118,23 @@ class Journal:
         """`inner`, answered from this journal where it can be."""
         return _Journalled(self, inner)
 
-    async def save_lineage(self, index: int, seed_id: str, payload: str) -> None:
-        """Commits what came of lineage `index`; a second save replaces the first."""
-        await self._commit(partial(journal_file.save_lineage, index=index, seed_id=seed_id, payload=payload))
+    async def save_lineage(self, index: int, *, seed_id: str, payload: str, finished: bool = True) -> None:
+        """Commits what came of lineage `index`, so far or for good; a second save replaces the first."""
+        await self.commit(
+            partial(journal_file.save_lineage, index=index, seed_id=seed_id, payload=payload, finished=finished)
+        )
 
-    def lineages(self) -> Iterator[tuple[int, str, str]]:
-        """The saved lineages as (index, seed_id, payload), by index; some hundred in memory at a time."""
+    def lineages(self) -> Iterator[SavedLineage]:
+        """The saved lineages, by index; some hundred in memory at a time."""
         last = -1
-        select = 'SELECT "index", seed_id, payload FROM lineages WHERE "index" > ? ORDER BY "index" LIMIT ?'
-        while rows := self._rows(select, last, _PAGE):
+        select = 'SELECT "index", seed_id, payload, finished FROM lineages WHERE "index" > ? ORDER BY "index" LIMIT ?'
+
+        def page(db: sqlite3.Connection) -> list[SavedLineage]:
+            return [SavedLineage(*row[:3], bool(row[3])) for row in db.execute(select, (last, _PAGE))]
+
+        while rows := self.read(page):
             yield from rows
-            last = rows[-1][0]
+            last = rows[-1].index
 
     async def complete(self, request: ChatRequest, *, inner: ChatModel) -> ChatReply:
         """The committed reply to this request, else `inner`'s, committed; equal requests at once share one send.
@@ -149,7 +163,7 @@ class Journal:
             task.exception()  # seen, even if every caller has gone
 
     async def _ask(self, digest: str, request: ChatRequest, inner: ChatModel) -> ChatReply:
-        known = await self._commit(partial(journal_file.outcome_or_mark, digest=digest, request=request))
+        known = await self.commit(partial(journal_file.outcome_or_mark, digest=digest, request=request))
         if known is not None:
             self.cached += 1
             return known.reply()
@@ -164,22 +178,21 @@ class Journal:
             self._change(partial(journal_file.unmark, digest=digest))
             raise
         except Ambiguous:
-            await self._commit(partial(journal_file.count_lost, digest=digest))
+            await self.commit(partial(journal_file.count_lost, digest=digest))
             self.possibly_paid_twice += 1
             raise
         except Permanent as refusal:
             if refusal.scope == "request":
-                refused = Outcome("refused", str(refusal), "stop", "", 0, 0)
-                await self._commit(partial(save, outcome=refused))
+                refused = Outcome("refused", str(refusal), "stop", "", 0, 0, 0, 0.0)
+                await self.commit(partial(save, outcome=refused))
             else:
                 self._change(partial(journal_file.unmark, digest=digest))
             raise
-        tokens = (reply.input_tokens, reply.output_tokens)
-        await self._commit(
-            partial(save, outcome=Outcome("reply", reply.text, reply.finish_reason, reply.model, *tokens))
-        )
-        self.input_tokens += reply.input_tokens
-        self.output_tokens += reply.output_tokens
+        tokens = (reply.input_tokens, reply.output_tokens, reply.cached_tokens)
+        outcome = Outcome("reply", reply.text, reply.finish_reason, reply.model, *tokens, reply.usd)
+        await self.commit(partial(save, outcome=outcome))
+        calls, *paid, usd = self.spent
+        self.spent = Spent(calls + 1, paid[0] + reply.input_tokens, paid[1] + reply.output_tokens, usd + reply.usd)
         return reply
 
     async def _drain(self) -> None:
@@ -192,7 +205,7 @@ class Journal:
         if late:
             await asyncio.wait(late)
 
-    async def _commit(self, run: Callable[[sqlite3.Connection], T]) -> T:
+    async def commit(self, run: Callable[[sqlite3.Connection], T]) -> T:
         """What `run` returned, once the transaction that it ran in is on the disk."""
         committed: asyncio.Future[object] = self._loop.create_future()
         self._change(run, committed=committed)
@@ -205,12 +218,13 @@ class Journal:
             raise self._failure
         self._changes.put(_Change(run, committed))
 
-    def _rows(self, select: str, *values: int) -> list[Any]:
+    def read(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        """What `run` finds in the file, between two commits."""
         if self._failure is not None:
             raise self._failure
         try:
             with self._lock:
-                return self._db.execute(select, values).fetchall()
+                return run(self._db)
         except sqlite3.Error as error:
             raise journal_file.explained(self.path, error) from error
 

@@ -1,7 +1,8 @@
 """The journal's SQLite file: its tables, how it is opened and checked, and what is done to it in a transaction.
 
 Every change here runs inside a transaction that `journal.py` commits. `in_flight` holds a mark for each request that
-was passed on and has no outcome yet, `outcomes` the replies and the refusals, both by the digest of the request.
+was passed on and has no outcome yet, `outcomes` the replies and the refusals, both by the digest of the request;
+`lineages` holds what came of each seed, `decisions` what a run settled for all of its lineages.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from configs.errors import UserError
 from data_gen.llm.chat import ChatReply, ChatRequest, FinishReason, Permanent
 
 _APPLICATION_ID = 0x57495A4A  # "WIZJ", in the file's header
-_FORMAT = 2
+_FORMAT = 3
 _LOCK_SECONDS = 2.0
 
 _SCHEMA = f"""
@@ -27,15 +28,24 @@ CREATE TABLE in_flight (
 CREATE TABLE outcomes (
   digest TEXT PRIMARY KEY, lineage TEXT NOT NULL, round INTEGER NOT NULL, purpose TEXT NOT NULL,
   outcome TEXT NOT NULL CHECK (outcome IN ('reply', 'refused')), text TEXT NOT NULL,
-  finish_reason TEXT NOT NULL, model TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL
+  finish_reason TEXT NOT NULL, model TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+  cached_tokens INTEGER NOT NULL, usd REAL NOT NULL
 );
-CREATE TABLE lineages ("index" INTEGER PRIMARY KEY, seed_id TEXT NOT NULL, payload TEXT NOT NULL);
-CREATE TABLE totals (possibly_paid_twice INTEGER, input_tokens INTEGER, output_tokens INTEGER);
-INSERT INTO totals VALUES (0, 0, 0);
+CREATE INDEX outcomes_of_lineage ON outcomes (lineage, round);
+CREATE TABLE lineages (
+  "index" INTEGER PRIMARY KEY, seed_id TEXT NOT NULL, payload TEXT NOT NULL, finished INTEGER NOT NULL
+);
+CREATE TABLE decisions (name TEXT PRIMARY KEY, payload TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE totals (
+  possibly_paid_twice INTEGER, calls INTEGER, input_tokens INTEGER, output_tokens INTEGER, usd REAL
+);
+INSERT INTO totals VALUES (0, 0, 0, 0, 0.0);
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
 COMMIT;
 """
+
+_SPENT = "calls, input_tokens, output_tokens, usd"
 
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "it is open in another process; wait for that run to end, or stop it",
@@ -54,12 +64,20 @@ class JournalError(UserError):
     """The journal can not be opened or written; nothing that was committed before is lost."""
 
 
+class Spent(NamedTuple):
+    """What requests cost: how many were answered, their tokens, and US dollars."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+
+
 class Totals(NamedTuple):
     """Of the whole file, over all restarts."""
 
     possibly_paid_twice: int
-    input_tokens: int
-    output_tokens: int
+    spent: Spent
 
 
 class Outcome(NamedTuple):
@@ -71,6 +89,8 @@ class Outcome(NamedTuple):
     model: str
     input_tokens: int
     output_tokens: int
+    cached_tokens: int
+    usd: float
 
     def reply(self) -> ChatReply:
         """The reply; raises `Permanent` for a refusal."""
@@ -82,6 +102,8 @@ class Outcome(NamedTuple):
             model=self.model,
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
+            cached_tokens=self.cached_tokens,
+            usd=self.usd,
         )
 
 
@@ -102,7 +124,8 @@ def connect(path: Path) -> sqlite3.Connection:
         _check(db, path)
         db.execute("PRAGMA journal_mode = WAL")
         with transaction(db):
-            db.execute("UPDATE totals SET possibly_paid_twice = possibly_paid_twice + (SELECT count(*) FROM in_flight)")
+            lost = "SELECT count(*) FROM in_flight"
+            db.execute(f"UPDATE totals SET possibly_paid_twice = possibly_paid_twice + ({lost})")
             db.execute("DELETE FROM in_flight")
     except (sqlite3.Error, JournalError) as error:
         db.close()
@@ -110,8 +133,30 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def read_only(path: Path) -> sqlite3.Connection:
+    """An existing journal, to look at while no run has it open.
+
+    Raises:
+      JournalError: there is none, it is damaged, of another program, or open in a run.
+    """
+    if not path.is_file():
+        raise JournalError(f"{path}: there is no journal; name the folder of a wizard evolve that was begun")
+    try:
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_LOCK_SECONDS)
+    except sqlite3.Error as error:
+        raise explained(path, error) from error
+    db.text_factory = lambda raw: raw.decode("utf-8", "surrogatepass")
+    try:
+        _check(db, path)
+    except (sqlite3.Error, JournalError) as error:
+        db.close()
+        raise error if isinstance(error, JournalError) else explained(path, error) from error
+    return db
+
+
 def totals(db: sqlite3.Connection) -> Totals:
-    return Totals(*db.execute("SELECT possibly_paid_twice, input_tokens, output_tokens FROM totals").fetchone())
+    lost, *spent = db.execute(f"SELECT possibly_paid_twice, {_SPENT} FROM totals").fetchone()
+    return Totals(lost, Spent(*spent))
 
 
 def _check(db: sqlite3.Connection, path: Path) -> None:
@@ -157,7 +202,8 @@ def _utf8(text: str) -> bytes:
 def outcome_or_mark(db: sqlite3.Connection, *, digest: str, request: ChatRequest) -> Outcome | None:
     """What came of the request before; None, with a mark, if it is now to be passed on."""
     known = db.execute(
-        "SELECT outcome, text, finish_reason, model, input_tokens, output_tokens FROM outcomes WHERE digest = ?",
+        "SELECT outcome, text, finish_reason, model, input_tokens, output_tokens, cached_tokens, usd FROM outcomes "
+        "WHERE digest = ?",
         (digest,),
     ).fetchone()
     if known is not None:
@@ -172,14 +218,18 @@ def outcome_or_mark(db: sqlite3.Connection, *, digest: str, request: ChatRequest
 
 def save_outcome(db: sqlite3.Connection, *, digest: str, request: ChatRequest, outcome: Outcome) -> None:
     key = request.key
-    kind, text, finish_reason, model, *tokens = outcome
+    kind, text, finish_reason, model, *tokens, cached, usd = outcome
     asked = (digest, _utf8(key.lineage), key.round, key.purpose)
     db.execute(
-        "INSERT INTO outcomes VALUES (?, CAST(? AS TEXT), ?, ?, ?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?)",
-        (*asked, kind, _utf8(text), finish_reason, _utf8(model), *tokens),
+        "INSERT INTO outcomes VALUES (?, CAST(? AS TEXT), ?, ?, ?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, ?)",
+        (*asked, kind, _utf8(text), finish_reason, _utf8(model), *tokens, cached, usd),
     )
     unmark(db, digest=digest)
-    db.execute("UPDATE totals SET input_tokens = input_tokens + ?, output_tokens = output_tokens + ?", tokens)
+    db.execute(
+        "UPDATE totals SET calls = calls + ?, input_tokens = input_tokens + ?, output_tokens = output_tokens + ?, "
+        "usd = usd + ?",
+        (kind == "reply", *tokens, usd),
+    )
 
 
 def unmark(db: sqlite3.Connection, *, digest: str) -> None:
@@ -191,8 +241,43 @@ def count_lost(db: sqlite3.Connection, *, digest: str) -> None:
     db.execute("UPDATE totals SET possibly_paid_twice = possibly_paid_twice + 1")
 
 
-def save_lineage(db: sqlite3.Connection, *, index: int, seed_id: str, payload: str) -> None:
+def save_lineage(db: sqlite3.Connection, *, index: int, seed_id: str, payload: str, finished: bool) -> None:
     db.execute(
-        "INSERT OR REPLACE INTO lineages VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT))",
-        (index, _utf8(seed_id), _utf8(payload)),
+        "INSERT OR REPLACE INTO lineages VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), ?)",
+        (index, _utf8(seed_id), _utf8(payload), finished),
     )
+
+
+def save_decision(db: sqlite3.Connection, *, name: str, payload: str) -> None:
+    db.execute("INSERT OR REPLACE INTO decisions VALUES (?, CAST(? AS TEXT))", (name, _utf8(payload)))
+
+
+def decision(db: sqlite3.Connection, *, name: str) -> str | None:
+    """What the run settled under this name; None while it has not."""
+    row = db.execute("SELECT payload FROM decisions WHERE name = ?", (name,)).fetchone()
+    return None if row is None else row[0]
+
+
+def lineage_payload(db: sqlite3.Connection, *, index: int) -> str | None:
+    """What came of a seed so far; None where nothing did yet."""
+    row = db.execute('SELECT payload FROM lineages WHERE "index" = ?', (index,)).fetchone()
+    return None if row is None else row[0]
+
+
+def spent_by_round(db: sqlite3.Connection, *, lineage: str) -> dict[int, Spent]:
+    """What a lineage cost, by round."""
+    sums = "count(*), sum(input_tokens), sum(output_tokens), sum(usd)"
+    rows = db.execute(
+        f"SELECT round, {sums} FROM outcomes WHERE lineage = ? AND outcome = 'reply' GROUP BY round", (lineage,)
+    )
+    return {round_: Spent(*spent) for round_, *spent in rows}
+
+
+def spent_by_purpose(db: sqlite3.Connection) -> dict[tuple[int, str], Spent]:
+    """What all of the run cost, by round and by what the requests were for."""
+    sums = "count(*), sum(input_tokens), sum(output_tokens), sum(usd)"
+    rows = db.execute(
+        f"SELECT round, purpose, {sums} FROM outcomes WHERE outcome = 'reply' GROUP BY round, purpose "
+        "ORDER BY round, purpose"
+    )
+    return {(round_, purpose): Spent(*spent) for round_, purpose, *spent in rows}
