@@ -130,7 +130,8 @@ class Journal:
         select = 'SELECT "index", seed_id, payload, finished FROM lineages WHERE "index" > ? ORDER BY "index" LIMIT ?'
 
         def page(db: sqlite3.Connection) -> list[SavedLineage]:
-            return [SavedLineage(*row[:3], bool(row[3])) for row in db.execute(select, (last, _PAGE))]
+            rows = db.execute(select, (last, _PAGE))
+            return [SavedLineage(index, seed_id, payload, bool(done)) for index, seed_id, payload, done in rows]
 
         while rows := self.read(page):
             yield from rows
