@@ -1,12 +1,10 @@
-"""Records <-> a TFDS data set of TFRecord shards, written and read without TensorFlow, and verified.
+"""Records <-> a TFDS data set of TFRecord or ArrayRecord shards, written and read without TensorFlow, and verified.
 
-    evolved/dataset/
-      evolved-train.tfrecord-00000-of-00002    the records
-      evolved-train.tfrecord-00001-of-00002
-      dataset_info.json  features.json         what `tfds.builder_from_directory` reads
-      manifest.json                            what `verify` reads: every file's length and SHA-256
-
-A TFRecord frame is: length (uint64), masked CRC-32C of the length, the bytes, masked CRC-32C of the bytes.
+evolved/dataset/
+  evolved-train.tfrecord-00000-of-00002    the records
+  evolved-train.tfrecord-00001-of-00002
+  dataset_info.json  features.json         what `tfds.builder_from_directory` reads
+  manifest.json                            what `verify` reads: every file's length and SHA-256
 """
 
 from __future__ import annotations
@@ -18,26 +16,30 @@ import os
 import pathlib
 import re
 import shutil
-import struct
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, BinaryIO
 
-import google_crc32c
-
-from configs.errors import UserError
 from configs.folder import fsync_folder
-from data_gen.records import PROPENSITY_DIGITS, Record, Turn
+from data_gen import examples
+from data_gen.records import Record
+from data_gen.shard_files import (
+    FILE_FORMATS,
+    FRAME_BYTES,
+    FileFormat,
+    ShardError,
+    frames,
+    open_shard,
+    read_shard,
+    shard_name,
+)
+
+__all__ = ["DataFile", "Manifest", "ShardError", "read_dataset", "verify", "write_dataset"]
 
 MANIFEST = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 _METADATA = ("dataset_info.json", "features.json")
-_FRAME_BYTES = 16  # of a frame beside its record: 8 length, 4 CRC, 4 CRC
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-
-
-class ShardError(UserError):
-    """A data set cannot be written, or is not what its manifest says; names file, record and byte offset."""
+_FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Manifest:
     """What a finished data set consists of."""
 
     name: str
+    file_format: FileFormat
     fields: tuple[str, ...]
     shards: tuple[DataFile, ...]
     metadata: tuple[DataFile, ...]
@@ -84,6 +87,7 @@ def write_dataset(
     count: int,
     records_per_shard: int,
     description: str,
+    file_format: FileFormat = "tfrecord",
 ) -> Manifest:
     """Write `count` records to the folder `out`, which appears complete or not at all.
 
@@ -97,25 +101,71 @@ def write_dataset(
     check_layout(name=name, records_per_shard=records_per_shard)
     if count < 1:
         raise ShardError(f"there is not one record to write to {out}: the data set would be empty")
-    if out.exists() and not (out / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ShardError(f"{out} exists and is no data set of ours: choose another folder, or remove it")
+    check_replaceable(out)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    shards = _write_shards(iter(records), partial, name=name, count=count, records_per_shard=records_per_shard)
-    _write_metadata(partial, name=name, shards=shards, description=description)
-    manifest = Manifest(
-        name=name,
-        fields=tuple(field.name for field in dataclasses.fields(Record)),
-        shards=shards,
-        metadata=tuple(_describe(partial / file) for file in _METADATA),
-    )
-    (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    for file in (*_METADATA, MANIFEST):
-        with (partial / file).open("rb") as stream:
-            os.fsync(stream.fileno())
+    source = iter(records)
+    total = -(-count // records_per_shard)
+    shards = [
+        write_shard(
+            islice(source, records_per_shard),
+            partial / shard_name(name, file_format=file_format, index=index, total=total),
+            file_format=file_format,
+        )
+        for index in range(total)
+    ]
+    written = sum(shard.records for shard in shards) + sum(1 for _ in source)
+    if written != count:
+        raise ShardError(f"{count} records were announced for {partial}, and {written} came: nothing is kept")
+    manifest = finish_folder(partial, name=name, file_format=file_format, shards=shards, description=description)
     _put_in_place(partial, out)
     return manifest
+
+
+def write_shard(records: Iterable[Record], file: pathlib.Path, *, file_format: FileFormat) -> DataFile:
+    """Write one shard, whose name is that of `shard_name`; it is on the disk when this returns.
+
+    Raises:
+      ShardError: a record holds text that is not Unicode.
+    """
+    written = 0
+    with open_shard(file, file_format=file_format) as append:
+        for record in records:
+            try:
+                append(examples.to_example(record))
+            except UnicodeEncodeError as error:
+                raise ShardError(
+                    f"record {record.id!r} holds text that is not Unicode ({error.reason}): remove or mend this record"
+                ) from error
+            written += 1
+    return _describe(file, records=written)
+
+
+def finish_folder(
+    folder: pathlib.Path, *, name: str, file_format: FileFormat, shards: Iterable[DataFile], description: str
+) -> Manifest:
+    """Make a data set of a folder that holds all shards: what TFDS reads, and the manifest, which is written last."""
+    shards = tuple(shards)
+    _write_metadata(folder, name=name, file_format=file_format, shards=shards, description=description)
+    manifest = Manifest(
+        name=name,
+        file_format=file_format,
+        fields=_FIELDS,
+        shards=shards,
+        metadata=tuple(_describe(folder / file) for file in _METADATA),
+    )
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    for file in (*_METADATA, MANIFEST):
+        with (folder / file).open("rb") as stream:
+            os.fsync(stream.fileno())
+    return manifest
+
+
+def check_replaceable(out: pathlib.Path) -> None:
+    """Raises ShardError where `out` holds anything but a data set."""
+    if out.exists() and not (out / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ShardError(f"{out} exists and is no data set of ours: choose another folder, or remove it")
 
 
 def check_layout(*, name: str, records_per_shard: int) -> None:
@@ -140,21 +190,22 @@ def read_manifest(path: pathlib.Path) -> Manifest:
         data = json.loads(text)
         manifest = Manifest(
             name=data["name"],
+            file_format=data.get("file_format", "tfrecord"),
             fields=tuple(data["fields"]),
             shards=tuple(DataFile(**shard) for shard in data["shards"]),
             metadata=tuple(DataFile(**item) for item in data["metadata"]),
             format=data["format"],
         )
-        intact = manifest.to_json().encode() == text
-    except (ValueError, KeyError, TypeError):
+        # Format 1 knew no other file format, and did not name it.
+        intact = manifest.format == 1 or manifest.to_json().encode() == text
+    except (ValueError, KeyError, TypeError, AttributeError):
         intact = False
     if not intact:
         raise ShardError(f"{file} is damaged: it does not agree with itself; copy or make the data set again")
-    fields = tuple(field.name for field in dataclasses.fields(Record))
-    if manifest.format != _FORMAT or manifest.fields != fields:
+    if manifest.format != _FORMAT or manifest.fields != _FIELDS:
         raise ShardError(
             f"{file} was written by another version of this program (its records hold "
-            f"{', '.join(manifest.fields)}; here they hold {', '.join(fields)}): make the data set again"
+            f"{', '.join(manifest.fields)}; here they hold {', '.join(_FIELDS)}): make the data set again"
         )
     return manifest
 
@@ -189,7 +240,8 @@ def verify(path: pathlib.Path) -> Manifest:
     missing = sorted(file for file in expected if not (folder / file).is_file())
     if missing:
         raise ShardError(f"{folder} lacks {', '.join(missing)}: copy or make the data set again")
-    extra = sorted(file.name for file in folder.glob("*.tfrecord*") if file.name not in expected)
+    held = (file for kind in FILE_FORMATS for file in folder.glob(f"*.{kind}*"))
+    extra = sorted(file.name for file in held if file.name not in expected)
     if extra:
         raise ShardError(f"{folder} holds {', '.join(extra)}, which the manifest does not name: remove them")
     for item in (*manifest.shards, *manifest.metadata):
@@ -207,114 +259,14 @@ def read_dataset(path: pathlib.Path) -> Iterator[Record]:
     """
     folder = dataset_folder(path)
     manifest = verify(folder)
-    features = _features()
     for shard in manifest.shards:
-        with (folder / shard.file).open("rb") as stream:
-            for _, frame in _frames(stream, file=folder / shard.file):
-                yield _to_record(features.deserialize_example_np(frame))
+        for data in read_shard(folder / shard.file, file_format=manifest.file_format):
+            yield examples.from_example(data)
 
 
-# --- one record
-
-
-def _features() -> Any:
-    """The TFDS schema of `Record`; imported here, since tfds takes more than a second."""
-    import numpy as np
-    import tensorflow_datasets as tfds
-
-    of_type: dict[str, Any] = {"str": tfds.features.Text(), "int": np.int64, "float": np.float32}
-    of_type["tuple[str, ...]"] = tfds.features.Sequence(tfds.features.Text())
-    turn = {field.name: tfds.features.Text() for field in dataclasses.fields(Turn)}
-    of_type["tuple[Turn, ...]"] = tfds.features.Sequence(turn)
-    return tfds.features.FeaturesDict({field.name: of_type[str(field.type)] for field in dataclasses.fields(Record)})
-
-
-def _to_record(example: dict[str, Any]) -> Record:
-    values: dict[str, Any] = {
-        key: value.decode() if isinstance(value, bytes) else int(value)
-        for key, value in example.items()
-        if key not in ("turns", "flags", "propensity")
-    }
-    values["flags"] = tuple(flag.decode() for flag in example["flags"])
-    values["propensity"] = round(float(example["propensity"]), PROPENSITY_DIGITS)
-    turns = example["turns"]
-    pairs = zip(turns["role"], turns["content"], strict=True)
-    values["turns"] = tuple(Turn(role=role.decode(), content=content.decode()) for role, content in pairs)
-    return Record(**values)
-
-
-# --- frames and shards
-
-
-def _masked_crc(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def _frames(stream: BinaryIO, *, file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, record) of every frame; raises ShardError at the first one that is not whole."""
-    size = os.fstat(stream.fileno()).st_size
-    offset = number = 0
-    while head := stream.read(12):
-        where = f"{file}, record {number} at byte {offset}"
-        if len(head) < 12:
-            raise ShardError(f"{where}: the file ends in the middle of this record")
-        if _masked_crc(head[:8]) != head[8:]:
-            raise ShardError(f"{where}: the length of this record is damaged")
-        (length,) = struct.unpack("<Q", head[:8])
-        if offset + length + _FRAME_BYTES > size:
-            raise ShardError(f"{where}: the file ends in the middle of this record")
-        data, crc = stream.read(length), stream.read(4)
-        if _masked_crc(data) != crc:
-            raise ShardError(f"{where}: this record is damaged")
-        yield offset, data
-        offset += length + _FRAME_BYTES
-        number += 1
-
-
-def _write_shards(
-    records: Iterator[Record], folder: pathlib.Path, *, name: str, count: int, records_per_shard: int
-) -> tuple[DataFile, ...]:
-    from tensorflow_datasets.core.example_serializer import ExampleSerializer
-
-    features = _features()
-    serializer = ExampleSerializer(features.get_serialized_info())
-    total = -(-count // records_per_shard)
-    shards = []
-    for index in range(total):
-        file = folder / f"{name}-train.tfrecord-{index:05d}-of-{total:05d}"
-        with file.open("wb") as stream:
-            written = 0
-            for record in islice(records, records_per_shard):
-                # Protobuf writes the features of an Example in the order of a hash table unless told otherwise.
-                example = serializer.get_tf_example(features.encode_example(_encodable(record)))
-                data = example.SerializeToString(deterministic=True)
-                head = struct.pack("<Q", len(data))
-                stream.write(head + _masked_crc(head) + data + _masked_crc(data))
-                written += 1
-            stream.flush()
-            os.fsync(stream.fileno())
-        shards.append(_describe(file, records=written))
-    written = sum(shard.records for shard in shards) + sum(1 for _ in records)
-    if written != count:
-        raise ShardError(f"{count} records were announced for {folder}, and {written} came: nothing is kept")
-    return tuple(shards)
-
-
-def _encodable(record: Record) -> dict[str, Any]:
-    values = dataclasses.asdict(record)
-    values["turns"] = list(values["turns"])
-    values["flags"] = list(values["flags"])
-    try:
-        json.dumps(values, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ShardError(
-            f"record {record.id!r} holds text that is not Unicode ({error.reason}): remove or mend this record"
-        ) from error
-    return values
-
-
-def _write_metadata(folder: pathlib.Path, *, name: str, shards: tuple[DataFile, ...], description: str) -> None:
+def _write_metadata(
+    folder: pathlib.Path, *, name: str, file_format: FileFormat, shards: tuple[DataFile, ...], description: str
+) -> None:
     import tensorflow_datasets as tfds
 
     split = tfds.core.SplitInfo(
@@ -322,12 +274,12 @@ def _write_metadata(folder: pathlib.Path, *, name: str, shards: tuple[DataFile, 
         shard_lengths=[shard.records for shard in shards],
         num_bytes=sum(shard.bytes for shard in shards),
         filename_template=tfds.core.ShardedFileTemplate(
-            dataset_name=name, data_dir=folder, split="train", filetype_suffix="tfrecord"
+            dataset_name=name, data_dir=folder, split="train", filetype_suffix=file_format
         ),
     )
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
-        features=_features(),
+        features=examples.features(),
         split_infos=[split],
         version="1.0.0",
         description=description,
@@ -366,11 +318,13 @@ def _diagnose(file: pathlib.Path, *, item: DataFile, found: DataFile, manifest: 
             return f"{file} holds what {other.file} should hold: {how}; {remedy}"
     if item in manifest.metadata:
         return f"{file} is not the file that was written ({found.bytes} bytes of {item.bytes}); {remedy}"
+    if manifest.file_format != "tfrecord":
+        return f"{file} is not the file that was written ({found.bytes} bytes of {item.bytes}); {remedy}"
     number, end = 0, 0
     with file.open("rb") as stream:
         try:
-            for offset, data in _frames(stream, file=file):
-                number, end = number + 1, offset + len(data) + _FRAME_BYTES
+            for offset, data in frames(stream, file=file):
+                number, end = number + 1, offset + len(data) + FRAME_BYTES
         except ShardError as error:
             return f"{error} ({found.bytes} bytes of {item.bytes}, {item.records} records); {remedy}"
     if number != item.records:
