@@ -1,82 +1,206 @@
-"""Public instruction data sets -> Records of round 0.
+"""Public instruction data sets -> Records of round 0, one after another, however many there are.
 
-    {"instruction": "Sort these.", "input": "3 1 2", "output": "1 2 3"}
-        ->  user: "Sort these.\\n3 1 2"   assistant: "1 2 3"
+    found = check_seeds(config.seeds)            reads everything once: how many, their digest, all bad rows together
+    for record in iter_seeds(config.seeds): ...  reads again; memory holds one row
 
-A file is a JSON array or JSON lines. Which data set a row is from is told by its keys, row by row.
+Containers (JSON, Parquet, ...) are in `readers/containers.py`, schemas (Alpaca, ShareGPT, ...) in `readers/schemas.py`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-from configs.errors import UserError
 from data_gen import world
-from data_gen.config import SeedFile, SimulatedSeeds
-from data_gen.records import Record, Role, Turn
+from data_gen.config import SeedFile, Shard, SimulatedSeeds
+from data_gen.readers.containers import rows_of
+from data_gen.readers.conversations import Conversation
+from data_gen.readers.faults import Faults
+from data_gen.readers.rows import Row, SourceError
+from data_gen.readers.schemas import conversations_of
+from data_gen.records import Record, Turn
 
-SCHEMAS = """\
-  Alpaca         {"instruction", "input", "output"}
-  self-instruct  {"instruction", "instances": [{"input", "output"}, ...]}
-  ShareGPT       {"conversations": [{"from", "value"}, ...]}
-  messages       {"messages": [{"role", "content"}, ...]}
-  plain          {"instruction" or "prompt" or "question" or "query"}, if wanted with "input" and an answer as
-                 "output" or "response" or "answer" or "completion\""""
+__all__ = ["SeedsFound", "SourceError", "check_seeds", "in_shard", "iter_seeds", "load_seeds", "seed_id"]
 
-_INSTRUCTION_KEYS = ("instruction", "prompt", "question", "query")
-_ANSWER_KEYS = ("output", "response", "answer", "completion")
-_ROLES: Mapping[str, Role] = MappingProxyType(
-    {
-        "human": "user",
-        "user": "user",
-        "gpt": "assistant",
-        "chatgpt": "assistant",
-        "assistant": "assistant",
-        "system": "system",
-    }
-)
-_SHOWN = 10
+_WHOLE = Shard()
 
 
-class SourceError(UserError):
-    """Seeds that can not be read; names the file, the rows (from 1) and what to do."""
+@dataclass(frozen=True, kw_only=True)
+class SeedsFound:
+    """What the seeds are, and what became of the rows that are none."""
+
+    count: int
+    sha256: str
+    """Of the lineages and turns in their order, whatever files they came in."""
+    sources: Mapping[str, int]
+    """File or data set -> number of seeds from it."""
+    rows: int
+    """Rows that were read; one may hold several seeds, or none."""
+    skipped: Mapping[str, int]
+    """Fault -> number of rows, where seeds.bad_rows is 'skip'."""
+    left_out: Mapping[str, int]
+    """Why -> number of rows with nothing wrong that are no seeds: repeated, deleted, or in another language."""
+    mended: Mapping[str, int]
+    """What was cut off -> number of conversations."""
+
+    def told(self) -> list[str]:
+        """What a user should know of the rows that were not taken as they are, one line for each kind."""
+        return [
+            *(f"{_rows(count)} skipped: {fault}" for fault, count in self.skipped.items()),
+            *(f"{_rows(count)} left out: {reason}" for reason, count in self.left_out.items()),
+            *(f"{_rows(count)} mended: {how}" for how, count in self.mended.items()),
+        ]
 
 
-class _RowError(Exception):
-    """What is wrong with one row; rows with the same fault are reported together."""
+def check_seeds(seeds: SeedFile | SimulatedSeeds) -> SeedsFound:
+    """Reads all seeds once, without holding them, and reports all bad rows together.
+
+    Raises:
+      SourceError: a file is missing, empty, damaged or of no known kind, or not one seed is left; and, unless
+        seeds.bad_rows is 'skip', a row has an unknown schema, no instruction or a conversation that can not be
+        followed.
+    """
+    counted = _Counted()
+    digest = hashlib.sha256()
+    count = 0
+    for record in _records(seeds, counted, when_bad="collect"):
+        digest.update(b"\n" * bool(count) + seed_id(record).encode())
+        count += 1
+    if isinstance(seeds, SeedFile):
+        if counted.faults.rows and seeds.bad_rows == "refuse":
+            raise SourceError(counted.faults.report(seeds.path, rows=counted.rows))
+        if seeds.language and not counted.with_language:
+            raise SourceError(
+                f"seeds.language = {seeds.language!r} has no effect: no row of {seeds.path} says its language under "
+                "'lang'; leave the setting out"
+            )
+        if not count:
+            raise SourceError(_none_left(seeds, counted))
+    return SeedsFound(
+        count=count,
+        sha256=digest.hexdigest(),
+        sources=dict(counted.sources),
+        rows=counted.rows,
+        skipped=dict(counted.faults.kinds),
+        left_out=dict(counted.left_out),
+        mended=dict(counted.mended),
+    )
+
+
+def iter_seeds(seeds: SeedFile | SimulatedSeeds, *, shard: Shard = _WHOLE) -> Iterator[Record]:
+    """The seeds of a shard as records of round 0, in their own order; the lineage is the seed's number, from 000000.
+
+    The numbers are those of all shards together, so a lineage is in exactly one.
+
+    Raises:
+      SourceError: as `check_seeds`, at the first bad row.
+    """
+    skips = isinstance(seeds, SeedFile) and seeds.bad_rows == "skip"
+    for record in _records(seeds, _Counted(), when_bad="skip" if skips else "stop"):
+        if in_shard(record.lineage, shard):
+            yield record
 
 
 def load_seeds(seeds: SeedFile | SimulatedSeeds) -> list[Record]:
-    """The seeds as records of round 0, in their own order; the lineage is the number of the row, from 000000.
+    """All seeds at once, after all were checked; for few.
 
     Raises:
-      SourceError: the file is missing, empty or not JSON, a row has an unknown schema, no instruction or a
-        conversation that can not be followed. All rows are checked before one is used.
+      SourceError: as `check_seeds`.
     """
+    check_seeds(seeds)
+    return list(iter_seeds(seeds))
+
+
+def seed_id(seed: Record) -> str:
+    """The lineage with a digest of its seed, so that a changed row is named."""
+    turns = json.dumps([[turn.role, turn.content] for turn in seed.turns])
+    return f"{seed.lineage} {hashlib.sha256(turns.encode()).hexdigest()[:16]}"
+
+
+def in_shard(lineage: str, shard: Shard) -> bool:
+    """Whether the hash of a lineage falls to the shard."""
+    return int.from_bytes(hashlib.sha256(lineage.encode()).digest()[:8], "big") % shard.count == shard.index
+
+
+# --- rows -> records
+
+
+@dataclass
+class _Counted:
+    """What a pass over the seeds has seen so far."""
+
+    rows: int = 0
+    with_language: int = 0
+    faults: Faults = field(default_factory=Faults)
+    sources: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    mended: Counter[str] = field(default_factory=Counter)
+
+
+def _records(
+    seeds: SeedFile | SimulatedSeeds, counted: _Counted, *, when_bad: Literal["collect", "skip", "stop"]
+) -> Iterator[Record]:
+    """All seeds in their order; what is wrong with a row is counted, and ends it if `when_bad` says so."""
     if isinstance(seeds, SimulatedSeeds):
-        if seeds.count < 1:
-            raise SourceError(f"seeds.count is {seeds.count}: ask for at least one seed")
-        source = f"simulated world (seed {seeds.seed})"
-        texts = world.sample_seeds(seeds.count, seeds.seed)
-        return [_record(index, (Turn("user", text),), source=source) for index, text in enumerate(texts)]
+        yield from _simulated(seeds, counted)
+        return
     if seeds.limit < 0:
-        raise SourceError(f"seeds.limit is {seeds.limit}: give a number of rows, or 0 for all")
-    path = Path(seeds.path)
-    rows = _rows(path)[: seeds.limit or None]
-    records: list[Record] = []
-    faults: dict[str, list[int]] = {}
-    for index, (number, row) in enumerate(rows):
-        try:
-            records.append(_record(index, _turns(row), source=path.name))
-        except _RowError as fault:
-            faults.setdefault(str(fault), []).append(number)
-    if faults:
-        raise SourceError(_report(path, faults, rows=len(rows)))
-    return records
+        raise SourceError(f"seeds.limit is {seeds.limit}: give a number of seeds, or 0 for all")
+    index = 0
+    for row in rows_of(seeds.path):
+        counted.rows += 1
+        faults: dict[str, None] = {}
+        for one in _conversations(row, seeds, counted):
+            if one.fault:
+                faults[one.fault] = None
+            elif one.left_out:
+                counted.left_out[one.left_out] += 1
+            else:
+                counted.sources[row.source] += 1
+                counted.mended.update([one.mended] * bool(one.mended))
+                yield _record(index, one.turns, source=row.source)
+                index += 1
+                if index == seeds.limit:
+                    break
+        if faults:
+            counted.faults.add(row, *faults)
+            if when_bad == "stop":
+                raise SourceError(counted.faults.report(seeds.path, rows=counted.rows))
+        if seeds.limit and index == seeds.limit:
+            return
+
+
+def _conversations(row: Row, seeds: SeedFile, counted: _Counted) -> Iterator[Conversation]:
+    if row.fault:
+        yield Conversation(fault=row.fault)
+        return
+    language = row.value.get("lang") if isinstance(row.value, dict) else None
+    if isinstance(language, str):
+        counted.with_language += 1
+        if seeds.language and not _speaks(language, seeds.language):
+            yield Conversation(left_out=f"not in the language {seeds.language!r}")
+            return
+    yield from conversations_of(row.value)
+
+
+def _speaks(language: str, wanted: str) -> bool:
+    """Whether a tag such as pt-BR is the one wanted, or of the language wanted (pt)."""
+    found = language.lower().replace("_", "-")
+    return found == wanted.lower() or found.split("-")[0] == wanted.lower()
+
+
+def _simulated(seeds: SimulatedSeeds, counted: _Counted) -> Iterator[Record]:
+    if seeds.count < 1:
+        raise SourceError(f"seeds.count is {seeds.count}: ask for at least one seed")
+    source = f"simulated world (seed {seeds.seed})"
+    for index, text in enumerate(world.sample_seeds(seeds.count, seeds.seed)):
+        counted.rows += 1
+        counted.sources[source] += 1
+        yield _record(index, (Turn("user", text),), source=source)
 
 
 def _record(index: int, turns: tuple[Turn, ...], *, source: str) -> Record:
@@ -84,155 +208,10 @@ def _record(index: int, turns: tuple[Turn, ...], *, source: str) -> Record:
     return Record(id=f"{lineage}/0", lineage=lineage, turns=turns, source=source)
 
 
-# --- files
+def _none_left(seeds: SeedFile, counted: _Counted) -> str:
+    told = [f"{reason} ({_rows(count)})" for reason, count in (counted.left_out + counted.faults.kinds).items()]
+    return f"{seeds.path}: not one seed is left of {_rows(counted.rows)}: {'; '.join(told) or 'they hold none'}"
 
 
-def _rows(path: Path) -> list[tuple[int, Any]]:
-    """(number of the row or line from 1, value) of everything in the file."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise SourceError(f"there is no file {path}: seeds.path must name a JSON or JSONL file") from None
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    except OSError as error:
-        raise SourceError(f"{path} can not be read: {error.strerror}") from None
-    rows = _array(path, text) if text.lstrip().startswith("[") else _lines(path, text)
-    if not rows:
-        raise SourceError(f"{path} is empty: it must hold at least one instruction")
-    return rows
-
-
-def _array(path: Path, text: str) -> list[tuple[int, Any]]:
-    try:
-        rows = list(enumerate(json.loads(text), start=1))
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}: {error.msg}"
-    except (ValueError, RecursionError) as error:
-        where = "nested too deep" if isinstance(error, RecursionError) else "a number of too many digits"
-    else:
-        return rows
-    raise SourceError(f"{path} is not JSON ({where}): mend it, or write one object per line")
-
-
-def _lines(path: Path, text: str) -> list[tuple[int, Any]]:
-    rows: list[tuple[int, Any]] = []
-    faults: dict[str, list[int]] = {}
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split inside of strings
-        if not line.strip():
-            continue
-        try:
-            rows.append((number, json.loads(line)))
-        except (ValueError, RecursionError):  # a number of thousands of digits is a plain ValueError
-            faults.setdefault("not JSON (a file that is no JSON array has one object per line)", []).append(number)
-    if faults:
-        raise SourceError(_report(path, faults, rows=len(rows) + sum(map(len, faults.values()))))
-    return rows
-
-
-def _report(path: Path, faults: Mapping[str, list[int]], *, rows: int) -> str:
-    total = sum(map(len, faults.values()))
-    lines = [f"{path}: {total} of {rows} rows can not be used; mend or remove them, then start again"]
-    for fault, numbers in list(faults.items())[:_SHOWN]:
-        shown = ", ".join(map(str, numbers[:_SHOWN]))
-        more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
-        lines.append(f"  {'row' if len(numbers) == 1 else 'rows'} {shown}{more}: {fault}")
-    if len(faults) > _SHOWN:
-        lines.append(f"  and {len(faults) - _SHOWN} more kinds of fault")
-    if any(fault.startswith("unknown schema") for fault in faults):
-        lines.append(f"Known schemas:\n{SCHEMAS}")
-    return "\n".join(lines)
-
-
-# --- rows
-
-
-def _turns(row: Any) -> tuple[Turn, ...]:
-    if not isinstance(row, dict):
-        raise _RowError(f"not a JSON object but {type(row).__name__}")
-    for found_by, read in _READERS:
-        if found_by in row:
-            turns = read(row)
-            break
-    else:
-        keys = [repr(key) for key in row]
-        seen = ", ".join([*keys[:_SHOWN], *(["..."] if len(keys) > _SHOWN else [])]) or "(none)"
-        raise _RowError(f"unknown schema, with the keys {seen}")
-    try:
-        "".join(turn.content for turn in turns).encode()
-    except UnicodeEncodeError:
-        raise _RowError("text that is not Unicode (half of a surrogate pair)") from None
-    return turns
-
-
-def _from_instances(row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    instances = row["instances"]
-    if not isinstance(instances, list) or not all(isinstance(one, dict) for one in instances):
-        raise _RowError("'instances' is not a list of objects")
-    return _from_plain({"instruction": row.get("instruction"), **(instances[0] if instances else {})})
-
-
-def _from_plain(row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    key = next(key for key in _INSTRUCTION_KEYS if key in row)
-    instruction = _text(row, key)
-    if not instruction:
-        raise _RowError(f"the instruction is empty (key {key!r})")
-    if given := _text(row, "input"):
-        instruction = f"{instruction}\n{given}"
-    answer = next((text for key in _ANSWER_KEYS if (text := _text(row, key))), "")
-    turns = (Turn("user", instruction), Turn("assistant", answer))
-    return turns if answer else turns[:1]
-
-
-def _text(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    if value is not None and not isinstance(value, str):
-        raise _RowError(f"{key!r} is not a text but {type(value).__name__}")
-    return (value or "").strip()
-
-
-def _reader(key: str, who: str, said: str) -> Callable[[Mapping[str, Any]], tuple[Turn, ...]]:
-    """Reads a conversation under `key`, whose turns name the speaker under `who` and the text under `said`."""
-
-    def read(row: Mapping[str, Any]) -> tuple[Turn, ...]:
-        turns = row[key]
-        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            raise _RowError(f"{key!r} is not a list of objects")
-        return _conversation([_turn(turn, who=who, said=said) for turn in turns])
-
-    return read
-
-
-def _turn(turn: Mapping[str, Any], *, who: str, said: str) -> Turn:
-    speaker = turn.get(who)
-    if not isinstance(speaker, str) or speaker not in _ROLES:
-        raise _RowError(f"unknown speaker {speaker!r} under {who!r} (known: {', '.join(_ROLES)})")
-    return Turn(_ROLES[speaker], _text(turn, said))
-
-
-def _conversation(turns: Iterable[Turn]) -> tuple[Turn, ...]:
-    """At most one system turn, then user and assistant in turn; the last user turn is what will be evolved.
-
-    An answer before the first question, as where a conversation was cut out of a longer one, is left out.
-    """
-    kept = list(turns)
-    head = kept[:1] if kept and kept[0].role == "system" and kept[0].content else []
-    body = kept[1:] if kept and kept[0].role == "system" else kept
-    if body and body[0].role == "assistant":
-        body = body[1:]
-    if not body:
-        raise _RowError("the conversation has no user turn")
-    for position, turn in enumerate(body):
-        if turn.role != ("user", "assistant")[position % 2]:
-            raise _RowError("user and assistant do not take turns")
-        if not turn.content:
-            raise _RowError(f"an empty {turn.role} turn" if turn.role == "assistant" else "the instruction is empty")
-    return (*head, *body)
-
-
-_READERS: tuple[tuple[str, Callable[[Mapping[str, Any]], tuple[Turn, ...]]], ...] = (
-    ("conversations", _reader("conversations", "from", "value")),
-    ("messages", _reader("messages", "role", "content")),
-    ("instances", _from_instances),
-    *((key, _from_plain) for key in _INSTRUCTION_KEYS),
-)
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"

@@ -16,25 +16,43 @@ from data_gen.sources import SourceError, load_seeds
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
-ROWS: dict[str, tuple[dict[str, Any], list[tuple[Role, str]]]] = {
+Said = list[tuple[Role, str]]
+
+ROWS: dict[str, tuple[dict[str, Any], list[Said]]] = {
     "alpaca": (
         {"instruction": "Sort these.", "input": "3 1 2", "output": "1 2 3"},
-        [("user", "Sort these.\n3 1 2"), ("assistant", "1 2 3")],
+        [[("user", "Sort these.\n3 1 2"), ("assistant", "1 2 3")]],
     ),
     "alpaca without input": (
         {"instruction": "Name a prime.", "input": "", "output": "7"},
-        [("user", "Name a prime."), ("assistant", "7")],
+        [[("user", "Name a prime."), ("assistant", "7")]],
     ),
-    "alpaca without an answer": ({"instruction": "Name a prime.", "output": ""}, [("user", "Name a prime.")]),
+    "alpaca without an answer": ({"instruction": "Name a prime.", "output": ""}, [[("user", "Name a prime.")]]),
+    "wizardlm 70k and evol-codealpaca": (
+        {"instruction": "Write a loop.", "output": "for x in y: ..."},
+        [[("user", "Write a loop."), ("assistant", "for x in y: ...")]],
+    ),
     "self-instruct": (
         {
             "id": "seed_task_1",
+            "name": "relation",
             "instruction": "Which relation?",
-            "instances": [{"input": "Night : Day", "output": "Opposites."}, {"input": "no", "output": "no"}],
+            "instances": [{"input": "Night : Day", "output": "Opposites."}, {"input": "Cat : Pet", "output": "Kind."}],
+            "is_classification": False,
         },
-        [("user", "Which relation?\nNight : Day"), ("assistant", "Opposites.")],
+        [
+            [("user", "Which relation?\nNight : Day"), ("assistant", "Opposites.")],
+            [("user", "Which relation?\nCat : Pet"), ("assistant", "Kind.")],
+        ],
     ),
-    "self-instruct without instances": ({"instruction": "Name a prime.", "instances": []}, [("user", "Name a prime.")]),
+    "self-instruct without instances": (
+        {"instruction": "Name a prime.", "instances": []},
+        [[("user", "Name a prime.")]],
+    ),
+    "dolly": (
+        {"instruction": "When?", "context": "It was in 1889.", "response": "1889", "category": "closed_qa"},
+        [[("user", "When?\nIt was in 1889."), ("assistant", "1889")]],
+    ),
     "sharegpt": (
         {
             "id": "x",
@@ -47,25 +65,81 @@ ROWS: dict[str, tuple[dict[str, Any], list[tuple[Role, str]]]] = {
             ],
         },
         [
-            ("system", "Be brief."),
-            ("user", "Hi."),
-            ("assistant", "Hello."),
-            ("user", "Bye."),
-            ("assistant", "See you."),
+            [
+                ("system", "Be brief."),
+                ("user", "Hi."),
+                ("assistant", "Hello."),
+                ("user", "Bye."),
+                ("assistant", "See you."),
+            ]
         ],
     ),
     "sharegpt that begins with an answer": (
         {"conversations": [{"from": "gpt", "value": "... and so on."}, {"from": "user", "value": "Go on."}]},
-        [("user", "Go on.")],
+        [[("user", "Go on.")]],
     ),
-    "messages": (
-        {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]},
-        [("user", "Hi."), ("assistant", "Hello.")],
+    "wizardlm v2": (
+        {"idx": "k1", "conversations": [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]},
+        [[("user", "Hi."), ("assistant", "Hello.")]],
     ),
-    "prompt and completion": ({"prompt": "Hi.", "completion": "Hello."}, [("user", "Hi."), ("assistant", "Hello.")]),
-    "question and answer": ({"question": "1+1?", "answer": "2"}, [("user", "1+1?"), ("assistant", "2")]),
-    "query and response": ({"query": "1+1?", "response": "2"}, [("user", "1+1?"), ("assistant", "2")]),
-    "only an instruction": ({"instruction": " Name\u2028a prime. "}, [("user", "Name\u2028a prime.")]),
+    "slimorca": (
+        {
+            "conversations": [
+                {"from": "system", "value": "Think.", "weight": None},
+                {"from": "human", "value": "1+1?", "weight": 0.0},
+                {"from": "gpt", "value": "2", "weight": 1.0},
+            ]
+        },
+        [[("system", "Think."), ("user", "1+1?"), ("assistant", "2")]],
+    ),
+    "openorca": (
+        {"id": "niv.1", "system_prompt": "Think.", "question": "1+1?", "response": "2"},
+        [[("system", "Think."), ("user", "1+1?"), ("assistant", "2")]],
+    ),
+    "openorca with an empty system prompt": (
+        {"id": "flan.1", "system_prompt": "", "question": "1+1?", "response": "2"},
+        [[("user", "1+1?"), ("assistant", "2")]],
+    ),
+    "flan": (
+        {"inputs": "Is it so?", "targets": "yes", "task_name": "boolq", "task_source": "P3", "template_type": "zs_opt"},
+        [[("user", "Is it so?"), ("assistant", "yes")]],
+    ),
+    "super-naturalinstructions": (
+        {
+            "Contributors": ["A"],
+            "Source": ["b"],
+            "Definition": ["Answer the question."],
+            "Positive Examples": [{"input": "x", "output": "y", "explanation": "z"}],
+            "Negative Examples": [],
+            "Instances": [
+                {"id": "1", "input": "2+2?", "output": ["4", "four"]},
+                {"id": "2", "input": "3+3?", "output": ["6"]},
+            ],
+        },
+        [
+            [("user", "Answer the question.\n2+2?"), ("assistant", "4")],
+            [("user", "Answer the question.\n3+3?"), ("assistant", "6")],
+        ],
+    ),
+    "ultrachat": (
+        {"id": "0", "data": ["Hi.", "Hello.", "Bye.", "See you."]},
+        [[("user", "Hi."), ("assistant", "Hello."), ("user", "Bye."), ("assistant", "See you.")]],
+    ),
+    "ultrachat_200k": (
+        {
+            "prompt": "Hi.",
+            "prompt_id": "ab",
+            "messages": [{"content": "Hi.", "role": "user"}, {"content": "Hello.", "role": "assistant"}],
+        },
+        [[("user", "Hi."), ("assistant", "Hello.")]],
+    ),
+    "prompt and completion": (
+        {"prompt": "Hi.", "completion": "Hello."},
+        [[("user", "Hi."), ("assistant", "Hello.")]],
+    ),
+    "question and answer": ({"question": "1+1?", "answer": "2"}, [[("user", "1+1?"), ("assistant", "2")]]),
+    "query and response": ({"query": "1+1?", "response": "2"}, [[("user", "1+1?"), ("assistant", "2")]]),
+    "only an instruction": ({"instruction": " Name\u2028a prime. "}, [[("user", "Name\u2028a prime.")]]),
 }
 
 
@@ -90,18 +164,20 @@ def refusal_of(path: Path, *, limit: int = 0) -> str:
 @pytest.mark.parametrize("form", ["lines", "array"])
 @pytest.mark.parametrize("name", ROWS)
 def test_each_schema_is_read_by_its_keys(name: str, form: str, tmp_path: Path) -> None:
-    row, turns = ROWS[name]
-    (record,) = seeds_of(written(tmp_path / "any.name", [row], form=form))
-    assert record.turns == tuple(Turn(role, content) for role, content in turns)
+    row, conversations = ROWS[name]
+    records = seeds_of(written(tmp_path / "any.name", [row], form=form))
+    expected = [tuple(Turn(role, content) for role, content in turns) for turns in conversations]
+    assert [record.turns for record in records] == expected
 
 
-def test_schemas_may_be_mixed_and_lineages_are_row_numbers(tmp_path: Path) -> None:
+def test_schemas_may_be_mixed_and_lineages_are_the_numbers_of_the_seeds(tmp_path: Path) -> None:
     rows = [row for row, _ in ROWS.values()]
+    count = sum(len(conversations) for _, conversations in ROWS.values())
     records = seeds_of(written(tmp_path / "mixed.jsonl", [*rows, *rows]))
-    assert [record.lineage for record in records] == [f"{n:06d}" for n in range(2 * len(rows))]
+    assert [record.lineage for record in records] == [f"{n:06d}" for n in range(2 * count)]
     assert [record.id for record in records] == [f"{record.lineage}/0" for record in records]
     assert {record.source for record in records} == {"mixed.jsonl"}
-    assert records[0].turns == records[len(rows)].turns, "a seed that comes twice is two lineages"
+    assert records[0].turns == records[count].turns, "a seed that comes twice is two lineages"
     assert not any(record.operation or record.parent or record.model for record in records)
 
 
@@ -171,10 +247,13 @@ def test_an_unknown_schema_names_the_keys_seen_and_the_schemas_known(tmp_path: P
         ({"conversations": "hello"}, "'conversations' is not a list of objects"),
         ({"conversations": []}, "no user turn"),
         ({"conversations": [{"from": "gpt", "value": "a"}]}, "no user turn"),
-        ({"conversations": [{"from": "bard", "value": "a"}]}, "unknown speaker 'bard'"),
+        ({"conversations": [{"from": "eliza", "value": "a"}]}, "unknown speaker 'eliza'"),
         ({"messages": [{"content": "a"}]}, "unknown speaker None"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, "do not take turns"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}, "empty assistant"),
+        ({"messages": [{"role": "system", "content": "a"}] * 2}, "do not take turns"),
+        ({"conversations": [{"from": "gpt", "value": "a"}] * 2}, "do not take turns"),
+        ({"Definition": 7, "Instances": []}, "'Definition' is not a list of texts"),
+        ({"data": [{"role": "user"}]}, "'data' is not a list of texts"),
+        ({"data": ["", "a"]}, "the instruction is empty"),
         (["prompt", "a"], "not a JSON object but list"),
         ({}, "unknown schema, with the keys (none)"),
     ],
