@@ -7,17 +7,21 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from email.utils import formatdate
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from google.auth.exceptions import RefreshError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loopback import Scripted, http
 
 from configs.errors import UserError
 from data_gen.config import Faults, OpenAICompatible, Simulated
 from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
-from data_gen.llm.openai import OpenAIChat, read_completion, retry_after
+from data_gen.llm.openai import OpenAIChat, chat_body, read_completion
 from data_gen.llm.server import SimulatedServer
 
 
@@ -33,50 +37,11 @@ def asking(text: str = "why?") -> ChatRequest:
     )
 
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "model": "some-model-2026",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "because"}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
 }
-
-
-class Scripted:
-    """Answers every request with the same bytes, and keeps what it was sent."""
-
-    def __init__(self, answer: bytes | None, *, delay: float = 0.0) -> None:
-        self.heads: list[str] = []
-        self.bodies: list[Any] = []
-        self._answer = answer
-        self._delay = delay
-
-    async def __aenter__(self) -> Scripted:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self._server.close()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = next(line for line in head.lower().split("\r\n") if line.startswith("content-length:"))
-        self.heads.append(head)
-        self.bodies.append(json.loads(await reader.readexactly(int(length.split(":")[1]))))
-        try:
-            await asyncio.sleep(self._delay)
-            if self._answer is not None:
-                writer.write(self._answer)
-        finally:
-            writer.close()
-            await writer.wait_closed()
-
-
-def http(status: int, body: object, **headers: str) -> bytes:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = [f"HTTP/1.1 {status} X", f"content-length: {len(content)}", "connection: close"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
 
 
 def error(message: str = "no", code: str | None = None) -> dict[str, object]:
@@ -94,7 +59,7 @@ def ask(
         async with Scripted(answer, delay=delay) as server:
             config = OpenAICompatible(
                 model="some-model",
-                base_url=server.base_url,
+                base_url=f"{server.base_url}/v1",
                 api_key_env="NO_SUCH_KEY",
                 timeout_seconds=timeout,
                 token_limit=token_limit,
@@ -113,6 +78,7 @@ def test_the_request_says_what_it_should_and_the_reply_what_it_said() -> None:
     assert reply == ChatReply(
         text="because", finish_reason="stop", model="some-model-2026", input_tokens=7, output_tokens=2
     )
+    assert server.bodies == [chat_body(asking(), OpenAICompatible(model="some-model"))]
     assert server.bodies == [
         {
             "model": "some-model",
@@ -311,29 +277,107 @@ def test_paid_tokens_are_counted_and_nonsense_is_none(usage: object, tokens: tup
     assert (reply.input_tokens, reply.output_tokens) == tokens
 
 
-NOW = 1_800_000_000.0
-
-
 @pytest.mark.parametrize(
-    ("header", "seconds"),
+    ("details", "cached"),
     [
-        (None, None),
-        ("0", 0.0),
-        ("2", 2.0),
-        ("0.25", 0.25),
-        ("-1", None),
-        ("nan", None),
-        ("inf", None),
-        ("soon", None),
-        ("", None),
-        ("1e9", 600.0),
-        (formatdate(NOW + 30, usegmt=True), 30.0),
-        (formatdate(NOW - 30, usegmt=True), 0.0),
-        (formatdate(NOW + 1e7, usegmt=True), 600.0),
+        ({"cached_tokens": 5}, 5),
+        ({"cached_tokens": 8}, 7),  # more than there were
+        ({"cached_tokens": -5}, 0),
+        ({"cached_tokens": "5"}, 0),
+        ({}, 0),
+        ([5], 0),
+        (None, 0),
     ],
 )
-def test_every_form_of_retry_after(header: str | None, seconds: float | None) -> None:
-    assert retry_after(header, now=NOW) == seconds
+def test_tokens_from_the_cache_are_part_of_the_input(details: object, cached: int) -> None:
+    reply = read_completion(good(usage={**GOOD["usage"], "prompt_tokens_details": details}), model="m")
+    assert (reply.input_tokens, reply.cached_tokens) == (7, cached)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text()), min_size=1),
+    st.floats(0, 2),
+    st.sampled_from(["max_tokens", "max_completion_tokens"]),
+)
+@settings(max_examples=25)
+def test_a_line_of_a_batch_file_says_what_is_said_online(
+    turns: list[tuple[Any, str]], temperature: float, token_limit: Any
+) -> None:
+    async def run() -> None:
+        async with Scripted(http(200, GOOD)) as server:
+            config = OpenAICompatible(
+                model="m", base_url=server.base_url, api_key_env="NO_SUCH_KEY", token_limit=token_limit
+            )
+            messages = tuple(Message(role, text) for role, text in turns)
+            request = replace(asking(), messages=messages, temperature=temperature)
+            async with OpenAIChat(config) as chat:
+                await chat.complete(request)
+        assert server.bodies == [json.loads(json.dumps(chat_body(request, config)))]
+
+    asyncio.run(run())
+
+
+def over_google(base_url: str, token: Callable[[], Awaitable[str]] | None = None) -> OpenAIChat:
+    return OpenAIChat(OpenAICompatible(model="google/m", base_url=base_url, credentials="google"), token=token)
+
+
+def test_google_credentials_give_each_request_the_token_of_the_moment_and_no_message_shows_it() -> None:
+    tokens = iter(["TOKEN-1", "TOKEN-2"])
+
+    async def token() -> str:
+        return next(tokens)
+
+    async def run() -> list[str]:
+        async with (
+            Scripted(http(401, error("bad TOKEN-1 or TOKEN-2"))) as server,
+            over_google(server.base_url, token) as chat,
+        ):
+            for shown in (r"bad \*\*\* or TOKEN-2", r"bad TOKEN-1 or \*\*\*"):
+                with pytest.raises(Permanent, match=shown):
+                    await chat.complete(asking())
+            return server.heads
+
+    first, second = asyncio.run(run())
+    assert "Bearer TOKEN-1" in first
+    assert "Bearer TOKEN-2" in second
+
+
+@pytest.mark.parametrize(("retryable", "kind"), [(True, NotSent), (False, Permanent)])
+def test_without_a_token_nothing_is_sent(retryable: bool, kind: type[Exception]) -> None:
+    async def token() -> str:
+        raise RefreshError("invalid_grant", retryable=retryable)
+
+    async def run() -> int:
+        async with Scripted(http(200, GOOD)) as server, over_google(server.base_url, token) as chat:
+            with pytest.raises(kind, match="no Google access token: invalid_grant"):
+                await chat.complete(asking())
+            return len(server.heads)
+
+    assert asyncio.run(run()) == 0
+
+
+def test_a_server_on_this_machine_gets_no_google_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/no/such/file")
+    monkeypatch.setenv("OPENAI_API_KEY", "CANARY-19c")
+
+    async def run() -> str:
+        async with Scripted(http(200, GOOD)) as server, over_google(server.base_url) as chat:
+            await chat.complete(asking())
+            return server.heads[0]
+
+    head = asyncio.run(run())
+    assert "Bearer unused" in head
+    assert "CANARY" not in head
+
+
+def test_google_credentials_that_are_missing_or_would_travel_in_the_clear_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/no/such/file")
+    with pytest.raises(UserError, match="gcloud auth application-default login"):
+        over_google("https://aiplatform.googleapis.com/v1")
+    with pytest.raises(UserError, match="https:// only"):
+        over_google("http://llm.example/v1")
 
 
 def test_a_missing_key_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

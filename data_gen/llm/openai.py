@@ -6,28 +6,31 @@ Its own retries and redirects are off: one call here is one HTTP request, and `p
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import ipaddress
 import json
-import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 
 from configs.errors import UserError
 from data_gen.config import OpenAICompatible
 from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, FinishReason, NotSent, Permanent, Scope
+from data_gen.llm.google_token import GoogleToken, application_default, refused
+from data_gen.llm.wire import (
+    NEVER_CONNECTED,
+    is_loopback,
+    key_from_environment,
+    readable,
+    retry_after,
+    token_count,
+    well_formed,
+)
 
 if TYPE_CHECKING:
     import openai
-
-_LONGEST_WAIT_SECONDS = 600.0
-_MOST_TOKENS = 2**53  # a count beyond this is nonsense, and more than SQLite's integers hold at 2**63
-_MESSAGE_CHARS = 300
 
 _FINISH_REASONS: Mapping[object, FinishReason] = {
     "stop": "stop",
@@ -35,7 +38,6 @@ _FINISH_REASONS: Mapping[object, FinishReason] = {
     "length": "length",
     "content_filter": "filtered",
 }
-_NEVER_CONNECTED = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 _WRONG_FOR_EVERY_REQUEST = (
     "insufficient_quota",  # a 429 that no waiting mends
     "invalid_api_key",
@@ -52,38 +54,69 @@ _WRONG_FOR_THIS_REQUEST = (
 )
 
 
+def chat_body(request: ChatRequest, config: OpenAICompatible) -> dict[str, Any]:
+    """The JSON that asks for a reply, the same online and in a line of a batch file."""
+    return {
+        "model": request.model,
+        "messages": [{"role": m.role, "content": well_formed(m.content)} for m in request.messages],
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        config.token_limit: request.max_tokens,
+        "seed": request.seed,
+    }
+
+
 class OpenAIChat:
     """A `ChatModel` over HTTP. Close it (`async with`, or `close()`) in the event loop that used it.
 
+    A server on this machine is never shown anyone's Google token, and needs no key. `token` stands in for the
+    token of the application-default credentials.
+
     Raises:
-      UserError: the address is not one, or the key's environment variable is not set or holds no key.
+      UserError: the address is not one, the key's environment variable is not set or holds no key, or there are no
+        Google credentials.
     """
 
-    def __init__(self, config: OpenAICompatible) -> None:
-        loopback = _is_loopback(config.base_url)
-        self._key = os.environ.get(config.api_key_env, "unused" if loopback else "").strip()
-        if not self._key:
-            raise UserError(
-                f"no key for {config.base_url}: the environment variable {config.api_key_env} is not set; "
-                f"export {config.api_key_env}=..., or name another variable in llm.api_key_env"
-            )
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise UserError(
-                f"{config.api_key_env} holds characters that no key has, such as a line break inside or a letter with "
-                f"an accent; export {config.api_key_env}=... anew"
-            )
-        import openai  # takes seconds, so only those who talk to a server pay for it
-
+    def __init__(self, config: OpenAICompatible, *, token: Callable[[], Awaitable[str]] | None = None) -> None:
+        loopback = is_loopback(config.base_url)
         self._config = config
+        self._secret = ""
+        api_key = token or self._api_key(loopback=loopback)
+        import openai  # takes seconds, so only those who talk to a server pay for it
+        from google.auth.exceptions import GoogleAuthError
+
         self._openai = openai
+        self._no_token = GoogleAuthError
         self._client = openai.AsyncOpenAI(
-            api_key=self._key,
+            api_key=self._remembering(api_key) if callable(api_key) else api_key,
             base_url=config.base_url,
             max_retries=0,
             timeout=config.timeout_seconds,
             # A proxy from the environment can not reach a server on this machine.
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not loopback),
         )
+
+    def _api_key(self, *, loopback: bool) -> str | Callable[[], Awaitable[str]]:
+        config = self._config
+        if config.credentials == "google":
+            if loopback:
+                return "unused"
+            if not config.base_url.startswith("https://"):
+                raise UserError(f"llm.base_url = {config.base_url!r}: Google credentials travel over https:// only")
+            return GoogleToken(application_default().credentials)
+        if loopback and not os.environ.get(config.api_key_env, "").strip():
+            return "unused"
+        self._secret = key_from_environment(config.api_key_env, where=config.base_url)
+        return self._secret
+
+    def _remembering(self, token: Callable[[], Awaitable[str]]) -> Callable[[], Awaitable[str]]:
+        """`token`, kept so that no message shows it."""
+
+        async def fetch() -> str:
+            self._secret = await token()
+            return self._secret
+
+        return fetch
 
     async def __aenter__(self) -> Self:
         return self
@@ -101,22 +134,15 @@ class OpenAIChat:
         """One HTTP request.
 
         Raises:
-          NotSent: no connection, 429, 503 or 529.
+          NotSent: no connection, no token just now, 429, 503 or 529.
           Ambiguous: a time-out, a dropped connection, any other 5xx.
           Permanent: for this request, a 400 that names its content or length, and 413; for the run, 401, 403, 404,
-            no quota, a parameter that the model does not take; unclear, any other 400 and 422.
+            no token, no quota, a parameter that the model does not take; unclear, any other 400 and 422.
         """
-        limit: Any = {self._config.token_limit: request.max_tokens}
-        messages: Any = [{"role": m.role, "content": _well_formed(m.content)} for m in request.messages]
         try:
             async with asyncio.timeout(self._config.timeout_seconds):  # the client's own limit starts anew at each read
                 response = await self._client.chat.completions.with_raw_response.create(
-                    model=request.model,
-                    messages=messages,
-                    temperature=request.temperature,
-                    top_p=request.top_p,
-                    seed=request.seed,
-                    **limit,
+                    **chat_body(request, self._config)
                 )
         except TimeoutError as error:
             raise Ambiguous(f"no answer within {self._config.timeout_seconds:g} s") from error
@@ -124,12 +150,14 @@ class OpenAIChat:
             raise self._status_error(error, request) from error
         except self._openai.APIConnectionError as error:
             raise self._connection_error(error) from error
+        except self._no_token as error:
+            raise refused(error) from error
         return read_completion(response.content, model=request.model)
 
     def _connection_error(self, error: openai.APIConnectionError) -> ChatError:
         cause = type(error.__cause__).__name__  # by name: the library's HTTP client is httpx or httpx2
         message = self._readable(f"{self._config.base_url}: {cause}: {error.__cause__}")
-        return NotSent(message) if cause in _NEVER_CONNECTED else Ambiguous(message)
+        return NotSent(message) if cause in NEVER_CONNECTED else Ambiguous(message)
 
     def _status_error(self, error: openai.APIStatusError, request: ChatRequest) -> ChatError:
         status = error.status_code
@@ -149,7 +177,7 @@ class OpenAIChat:
         return Permanent(message, scope="request" if status == 413 else _scope(error, max_tokens=request.max_tokens))
 
     def _readable(self, message: str) -> str:
-        return " ".join(message.replace(self._key, "***").split())[:_MESSAGE_CHARS]
+        return readable(message, secrets=[self._secret])
 
 
 def _scope(error: openai.APIStatusError, *, max_tokens: int) -> Scope:
@@ -159,20 +187,6 @@ def _scope(error: openai.APIStatusError, *, max_tokens: int) -> Scope:
         return "run"
     is_named = error.code in _WRONG_FOR_THIS_REQUEST or error.type in _WRONG_FOR_THIS_REQUEST
     return "request" if context or is_named else "unclear"
-
-
-def retry_after(header: str | None, *, now: float) -> float | None:
-    """Seconds to wait, from seconds or an HTTP date; None for anything else, at most ten minutes."""
-    if header is None:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - now)
-        except (ValueError, OverflowError):
-            return None
-    return min(seconds, _LONGEST_WAIT_SECONDS) if seconds >= 0 and math.isfinite(seconds) else None
 
 
 def read_completion(body: bytes, *, model: str) -> ChatReply:
@@ -185,13 +199,14 @@ def read_completion(body: bytes, *, model: str) -> ChatReply:
         completion = {}
     text, finish_reason = _first_choice(completion.get("choices"))
     reported = completion.get("model")
-    input_tokens, output_tokens = _usage(completion.get("usage"))
+    usage = _usage(completion.get("usage"))
     return ChatReply(
         text=text,
         finish_reason=finish_reason,
-        model=_well_formed(reported) if isinstance(reported, str) and reported else model,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
+        model=well_formed(reported) if isinstance(reported, str) and reported else model,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=usage.cached_tokens,
     )
 
 
@@ -207,39 +222,24 @@ def _first_choice(choices: object) -> tuple[str, FinishReason]:
             return "", "unreadable"
 
 
-def _usage(usage: object) -> tuple[int, int]:
-    """(input, output) tokens. Reasoning is billed as output; some servers leave it out of completion_tokens."""
+@dataclass(frozen=True)
+class _Usage:
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+def _usage(usage: object) -> _Usage:
+    """What is billed. Reasoning is billed as output; some servers leave it out of completion_tokens."""
     if not isinstance(usage, dict):
-        return 0, 0
-    paid_in = _count(usage.get("prompt_tokens"))
-    details = usage.get("completion_tokens_details")
-    reasoning = _count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
-    by_difference = _count(usage.get("total_tokens")) - paid_in
-    return paid_in, max(_count(usage.get("completion_tokens")), reasoning, by_difference)
+        return _Usage()
+    paid_in = token_count(usage.get("prompt_tokens"))
+    reasoning = _detail(usage.get("completion_tokens_details"), "reasoning_tokens")
+    cached = _detail(usage.get("prompt_tokens_details"), "cached_tokens")
+    by_difference = token_count(usage.get("total_tokens")) - paid_in
+    paid_out = max(token_count(usage.get("completion_tokens")), reasoning, by_difference)
+    return _Usage(paid_in, paid_out, min(cached, paid_in))
 
 
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        return 0
-    return value if 0 <= value <= _MOST_TOKENS else 0
-
-
-def _well_formed(text: str) -> str:
-    """JSON allows lone surrogates, UTF-8 and so every file does not."""
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-
-
-def _is_loopback(base_url: str) -> bool:
-    """Whether the address is on this machine; raises `UserError` if it is none."""
-    try:
-        parts = urlsplit(base_url)
-        host = parts.hostname or ""
-        bad = parts.scheme not in ("http", "https") or not host or parts.port == 0
-    except ValueError:
-        bad, host = True, ""
-    if bad:
-        raise UserError(f"llm.base_url = {base_url!r} is no address; write one such as http://127.0.0.1:8000/v1")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _detail(details: object, name: str) -> int:
+    return token_count(details.get(name)) if isinstance(details, dict) else 0

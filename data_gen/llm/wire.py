@@ -1,0 +1,88 @@
+"""What providers over HTTP have in common: addresses, keys, waits, counts of tokens, and text fit for a file."""
+
+from __future__ import annotations
+
+import email.utils
+import ipaddress
+import math
+import os
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from configs.errors import UserError
+
+_LONGEST_WAIT_SECONDS = 600.0
+_MOST_TOKENS = 10**8  # of one reply; ten times the longest context on offer, and beyond it a count is nonsense
+_MESSAGE_CHARS = 300
+
+NEVER_CONNECTED = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+"""Failures of the client libraries' HTTP client before anything was sent; by name, for it is httpx or httpx2."""
+
+
+def is_loopback(base_url: str) -> bool:
+    """Whether the address is on this machine; raises `UserError` if it is none."""
+    try:
+        parts = urlsplit(base_url)
+        host = parts.hostname or ""
+        bad = parts.scheme not in ("http", "https") or not host or parts.port == 0
+    except ValueError:
+        bad, host = True, ""
+    if bad:
+        raise UserError(f"llm.base_url = {base_url!r} is no address; write one such as http://127.0.0.1:8000/v1")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def key_from_environment(variable: str, *, where: str) -> str:
+    """The key for `where` that the environment variable holds.
+
+    Raises:
+      UserError: it is not set, or holds what no header can carry.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(
+            f"no key for {where}: the environment variable {variable} is not set; "
+            f"export {variable}=..., or name another variable in llm.api_key_env"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"{variable} holds characters that no key has, such as a line break inside or a letter with "
+            f"an accent; export {variable}=... anew"
+        )
+    return key
+
+
+def readable(message: str, *, secrets: Sequence[str]) -> str:
+    """One line of at most 300 characters, without the secrets."""
+    for secret in filter(None, secrets):
+        message = message.replace(secret, "***")
+    return " ".join(well_formed(message).split())[:_MESSAGE_CHARS]
+
+
+def retry_after(header: str | None, *, now: float) -> float | None:
+    """Seconds to wait, from seconds or an HTTP date; None for anything else, at most ten minutes."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - now)
+        except (ValueError, OverflowError):
+            return None
+    return min(seconds, _LONGEST_WAIT_SECONDS) if seconds >= 0 and math.isfinite(seconds) else None
+
+
+def token_count(value: object) -> int:
+    """A count as a provider gives it; 0 for what is none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return 0
+    return value if 0 <= value <= _MOST_TOKENS else 0
+
+
+def well_formed(text: str) -> str:
+    """JSON allows lone surrogates, UTF-8 and so every file does not."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")

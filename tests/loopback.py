@@ -1,0 +1,62 @@
+"""A server on this machine that answers every request with the same bytes, and keeps what it was sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from typing import Any
+
+
+class Scripted:
+    """`answer` is all it says; None closes the connection instead. `base_url` has no path.
+
+    With `tls`, it is also a proxy to any host that the certificate is for, and answers in that host's name.
+    """
+
+    def __init__(self, answer: bytes | None, *, delay: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
+        self.answer = answer
+        self.heads: list[str] = []
+        self.bodies: list[Any] = []
+        self._delay = delay
+        self._tls = tls
+
+    async def __aenter__(self) -> Scripted:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**26)
+        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        if self._tls is not None and head.startswith("CONNECT "):
+            writer.write(b"HTTP/1.1 200 X\r\n\r\n")
+            await writer.drain()
+            await writer.start_tls(self._tls)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next(line for line in head.lower().split("\r\n") if line.startswith("content-length:"))
+        self.heads.append(head)
+        self.bodies.append(json.loads(await reader.readexactly(int(length.split(":")[1]))))
+        try:
+            await asyncio.sleep(self._delay)
+            if self.answer is not None:
+                writer.write(self.answer)
+                await writer.drain()
+        except ConnectionError:
+            pass  # the client had read enough
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+def http(status: int, body: object, **headers: str) -> bytes:
+    """A whole answer; `body` is bytes, or becomes JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} X", f"content-length: {len(content)}", "connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
