@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raw_http import Answer, exchange, post, served
 
 from configs.errors import UserError
 from data_gen.config import Faults, Simulated
@@ -22,48 +23,9 @@ from data_gen.llm.server.service import Service
 from data_gen.llm.simulated import NAME, SimulatedChatModel
 from wizard_jax.cli import main
 
-Answer = tuple[int, dict[str, str], bytes]
-
-
-async def exchange(server: SimulatedServer, raw: bytes) -> list[Answer]:
-    """Sends raw bytes on one connection and reads answers until the server closes it."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    answers = []
-    try:
-        writer.write(raw)
-        writer.write_eof()
-        while head := await reader.read(1):
-            try:
-                head += await reader.readuntil(b"\r\n\r\n")
-            except asyncio.IncompleteReadError:
-                break
-            status, *lines = head.decode().split("\r\n")[:-2]
-            headers = dict(line.split(": ", 1) for line in lines)
-            body = await reader.readexactly(int(headers["content-length"]))
-            answers.append((int(status.split()[1]), headers, body))
-    except ConnectionResetError:
-        pass  # the server closed with our bytes unread
-    finally:
-        writer.close()
-    return answers
-
-
-def post(body: object, *, path: str = "/v1/chat/completions", close: bool = False) -> bytes:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(content)}\r\n"
-    return head.encode() + (b"Connection: close\r\n" if close else b"") + b"\r\n" + content
-
 
 def asked(text: str = "Why?", **more: object) -> dict[str, object]:
     return {"model": NAME, "messages": [{"role": "user", "content": text}], **more}
-
-
-def served(raw: bytes) -> tuple[list[Answer], SimulatedServer]:
-    async def run() -> tuple[list[Answer], SimulatedServer]:
-        async with SimulatedServer(Simulated(), latency_seconds=0.0) as server:
-            return await exchange(server, raw), server
-
-    return asyncio.run(run())
 
 
 def test_a_completion_says_what_the_model_in_process_says() -> None:
@@ -90,6 +52,7 @@ def test_a_completion_says_what_the_model_in_process_says() -> None:
         "prompt_tokens": expected.input_tokens,
         "completion_tokens": expected.output_tokens,
         "total_tokens": expected.input_tokens + expected.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert (server.requests, server.full_replies) == (1, 1)
 
@@ -322,4 +285,4 @@ def test_the_command_prints_its_address_and_stops_when_told() -> None:
         server.send_signal(told)
         rest, _ = server.communicate(timeout=10)
         assert server.returncode == 0
-        assert rest == "0 requests, 0 answered in full\n"
+        assert rest == "0 requests, 0 answered in full, 0 over the limit\n"

@@ -133,14 +133,27 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("evaluations", type=Path, nargs="+", metavar="EVAL")
     report.add_argument("--out", type=_local, required=True, help="the .html file to write")
     _add_launch(verbs.add_parser("launch", help="run a verb that is started again when it is cut off"))
-    simulate = add("simulate-llm", _simulate_llm, "serve the simulated model over HTTP, in the OpenAI wire format")
-    simulate.add_argument("--port", type=int, default=8000)
-    simulate.add_argument("--seed", type=int, default=0, help="of the faults on the wire")
-    simulate.add_argument("settings", nargs="*", metavar="fault=share", help="as in rate_limited=0.1 malformed=0.02")
+    _add_simulate_llm(
+        add("simulate-llm", _simulate_llm, "serve the simulated model, to clients of OpenAI and of Gemini")
+    )
     _add_config(verbs.add_parser("config", help="show, compare or list settings"))
     doctor = add("doctor", _doctor, "say what is installed, found and writable here")
     doctor.add_argument("folders", type=Path, nargs="*", help="folders that you mean to write to")
     return parser
+
+
+def _add_simulate_llm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--seed", type=int, default=0, help="of the faults on the wire, and of the latency")
+    parser.add_argument("--requests-per-second", type=float, metavar="R", help="permitted; above it, 429")
+    parser.add_argument("--tokens-per-minute", type=float, metavar="T", help="permitted, in and out; above it, 429")
+    parser.add_argument("--latency-seconds", type=float, default=0.01, metavar="S", help="median (default: 0.01)")
+    parser.add_argument(
+        "--latency-spread", type=float, default=0.0, metavar="X", help="its log-normal sigma (default: 0)"
+    )
+    forms = ("seconds", "date", "garbage", "negative", "huge", "none")
+    parser.add_argument("--retry-after", choices=forms, default="seconds", help="how a 429 says when to come again")
+    parser.add_argument("settings", nargs="*", metavar="fault=share", help="as in rate_limited=0.1 malformed=0.02")
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
@@ -279,8 +292,11 @@ def _simulate_llm(arguments: argparse.Namespace) -> None:
     from configs.loader import load
     from data_gen.config import Faults
     from data_gen.llm.server import run_server
+    from data_gen.llm.server.service import Conduct
 
-    run_server(port=arguments.port, faults=load(Faults, [], arguments.settings), seed=arguments.seed)
+    names = ("seed", "requests_per_second", "tokens_per_minute", "latency_seconds", "latency_spread", "retry_after")
+    conduct = Conduct(**{name: getattr(arguments, name) for name in names})
+    run_server(port=arguments.port, faults=load(Faults, [], arguments.settings), conduct=conduct, say=_say)
 
 
 def _launch_local(arguments: argparse.Namespace) -> int:

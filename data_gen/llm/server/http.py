@@ -98,6 +98,15 @@ def find_route(routes: Sequence[Route], request: HttpRequest) -> Found:
     raise Refused(404, f"there is no {path}; there is {', '.join(dict.fromkeys(route.path for route in routes))}")
 
 
+def nearest_route(routes: Sequence[Route], path: str) -> Route:
+    """The first of those whose path begins most like `path`: what none of them answers is refused in its format."""
+
+    def shared(route: Route) -> int:
+        return next((at for at, (a, b) in enumerate(zip(route.path, path, strict=False)) if a != b), len(path))
+
+    return max(routes, key=shared)
+
+
 async def read_head(reader: asyncio.StreamReader) -> HttpRequest | None:
     """The next request, its body unread; None when the client has closed the connection between two requests.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from data_gen.llm.chat import ChatReply, ChatRequest, Message, RequestKey
+from data_gen.llm.server.fields import number, read_json, whole
 from data_gen.llm.server.http import HttpAnswer, HttpRequest, Refused, Route
 from data_gen.llm.server.service import Failed, Service
 from data_gen.llm.simulated import NAME
@@ -61,14 +61,6 @@ def error_object(message: str, *, kind: str = "invalid_request_error", param: st
     return {"error": {"message": message, "type": kind, "param": param, "code": None}}
 
 
-def read_json(body: bytes) -> Any:
-    """Raises `Refused` where the body is no JSON."""
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, "the body is no JSON") from error
-
-
 def read_request(asked: Any) -> ChatRequest:
     """The request in a body that was read as JSON.
 
@@ -109,24 +101,6 @@ def _messages(value: object) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def number(asked: Mapping[str, object], name: str, *, default: float, least: float, most: float) -> float:
-    """A setting of the request; raises `Refused` where it is no number between the two."""
-    value = asked.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise Refused(400, f"{name} must be a number from {least:g} to {most:g}", param=name)
-    return value
-
-
-def whole(asked: Mapping[str, object], name: str, *, default: int, least: int) -> int:
-    """A setting of the request; raises `Refused` where it is no whole number of at least `least`."""
-    value = default if asked.get(name) is None else asked[name]
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-        raise Refused(400, f"{name} must be a whole number, at least {least}", param=name)
-    return value
-
-
 def completion(reply: ChatReply, *, number: int) -> dict[str, Any]:
     """A reply as a chat completion, for the wire and for a line of a batch's results; `number` goes into its id."""
     finish_reason = "content_filter" if reply.finish_reason == "filtered" else reply.finish_reason
@@ -142,6 +116,7 @@ def completion(reply: ChatReply, *, number: int) -> dict[str, Any]:
             "prompt_tokens": reply.input_tokens,
             "completion_tokens": reply.output_tokens,
             "total_tokens": reply.input_tokens + reply.output_tokens,
+            "prompt_tokens_details": {"cached_tokens": reply.cached_tokens},
         },
     }
 

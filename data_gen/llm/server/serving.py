@@ -16,7 +16,8 @@ from typing import Self
 
 from configs.errors import UserError
 from data_gen.config import Faults, Simulated
-from data_gen.llm.server import openai_wire
+from data_gen.llm.server import gemini_wire, openai_wire
+from data_gen.llm.server.faults import RetryAfter
 from data_gen.llm.server.http import (
     MOST_HEAD_BYTES,
     HttpAnswer,
@@ -25,28 +26,29 @@ from data_gen.llm.server.http import (
     as_bytes,
     find_route,
     keeps_alive,
+    nearest_route,
     read_body,
     read_head,
 )
-from data_gen.llm.server.service import Service
+from data_gen.llm.server.service import Conduct, Service
 from data_gen.llm.simulated import NAME
 
 Format = Callable[[Service], Sequence[Route]]
 """A wire format: its routes, answering from a service."""
 
-FORMATS: tuple[Format, ...] = (openai_wire.routes,)
-"""What is served. Of two routes that fit a request, the first answers."""
+FORMATS: tuple[Format, ...] = (openai_wire.routes, gemini_wire.routes)
+"""What is served."""
 
 
 class SimulatedServer:
-    """A server on 127.0.0.1 while the `async with` lasts.
+    """A server on 127.0.0.1 while the `async with` lasts; how it behaves is said at `service.Conduct`.
 
     `requests` counts the chat requests that were read; `full_replies` those answered whole with a success, which is
-    what a provider would bill, whatever the body holds. An answer takes `latency_seconds`, a slow one ten times that.
-    Above `requests_per_second` (a token bucket that holds one second) the answer is 429.
+    what a provider would bill, whatever the body holds; `limited` those answered with 429. Each of `formats` adds
+    routes; of two that fit a request, the first answers.
 
     Raises:
-      UserError: on entering, if the port is taken.
+      UserError: a rate or a latency that is none; on entering, if the port is taken.
     """
 
     def __init__(
@@ -56,17 +58,25 @@ class SimulatedServer:
         port: int = 0,
         seed: int = 0,
         requests_per_second: float | None = None,
+        schedule: Sequence[tuple[float, float]] = (),
+        tokens_per_minute: float | None = None,
         latency_seconds: float = 0.01,
+        latency_spread: float = 0.0,
+        retry_after: RetryAfter = "seconds",
         clock: Callable[[], float] = time.monotonic,
         formats: Sequence[Format] = FORMATS,
     ) -> None:
-        self.service = Service(
-            config,
+        conduct = Conduct(
             seed=seed,
             requests_per_second=requests_per_second,
+            schedule=schedule,
+            tokens_per_minute=tokens_per_minute,
             latency_seconds=latency_seconds,
+            latency_spread=latency_spread,
+            retry_after=retry_after,
             clock=clock,
         )
+        self.service = Service(config, conduct)
         self.port = port
         self._routes = tuple(route for form in formats for route in form(self.service))
         self._connections: set[asyncio.Task[None]] = set()
@@ -80,12 +90,16 @@ class SimulatedServer:
         return self.service.full_replies
 
     @property
+    def limited(self) -> int:
+        return self.service.limited
+
+    @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def base_url(self) -> str:
-        """What an OpenAI client takes as its base."""
+        """What an OpenAI client takes as its base; a Gemini client takes `address`."""
         return f"{self.address}/v1"
 
     async def __aenter__(self) -> Self:
@@ -117,20 +131,20 @@ class SimulatedServer:
         try:
             keep_alive = True
             while keep_alive:
-                refusal: Callable[[Refused], HttpAnswer] = openai_wire.refusal
+                head = found = None
                 try:
                     head = await read_head(reader)
                     if head is None:
                         return
                     found = find_route(self._routes, head)
-                    refusal = found.route.refusal
                     request = await read_body(found.request, reader, writer, most=found.route.most_body_bytes)
                     keep_alive = keeps_alive(request)
                     answer: HttpAnswer | None = await found.route.handler(request)
                     if answer is None:
                         return
                 except Refused as refused:
-                    answer = refusal(refused)
+                    route = found.route if found else nearest_route(self._routes, head.path if head else "")
+                    answer = route.refusal(refused)
                     keep_alive = False  # its body may be unread
                 writer.write(as_bytes(answer, keep_alive=keep_alive))
                 await writer.drain()
@@ -145,34 +159,21 @@ class SimulatedServer:
 
 
 def run_server(
-    *,
-    port: int,
-    faults: Faults,
-    seed: int = 0,
-    requests_per_second: float | None = None,
-    latency_seconds: float = 0.01,
-    say: Callable[[str], None] = print,
+    *, port: int, faults: Faults, conduct: Conduct | None = None, say: Callable[[str], None] = print
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C; `say` gets the address once it listens, and the counts at the end.
+    """Serves until SIGTERM or Ctrl-C; `say` gets the addresses once it listens, and the counts at the end.
 
     Raises:
-      UserError: the port is taken.
+      UserError: the port is taken, or a rate or a latency is none.
     """
 
     async def serve() -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        server = SimulatedServer(
-            Simulated(faults=faults),
-            port=port,
-            seed=seed,
-            requests_per_second=requests_per_second,
-            latency_seconds=latency_seconds,
-        )
-        async with server:
-            say(f"{NAME} listens on {server.base_url} (Ctrl-C stops it)")
+        async with SimulatedServer(Simulated(faults=faults), port=port, **vars(conduct or Conduct())) as server:
+            say(f"{NAME} listens on {server.base_url} (OpenAI) and {server.address} (Gemini); Ctrl-C stops it")
             await stop.wait()
-        say(f"{server.requests} requests, {server.full_replies} answered in full")
+        say(f"{server.requests} requests, {server.full_replies} answered in full, {server.limited} over the limit")
 
     asyncio.run(serve())
