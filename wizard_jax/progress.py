@@ -6,9 +6,13 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 SECONDS_BETWEEN_LINES = 10.0
+FACTS_ON_A_LINE = 6
 
 
 class Progress(Protocol):
@@ -24,6 +28,9 @@ def show_progress(verb: str) -> Iterator[Progress]:
         yield _Lines(verb)
         return
     from rich import progress
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
 
     columns = (
         progress.TextColumn("{task.description}"),
@@ -31,15 +38,31 @@ def show_progress(verb: str) -> Iterator[Progress]:
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[facts]}"),
     )
-    with progress.Progress(*columns) as bars:
-        task = bars.add_task(verb, total=None, facts="")
+    bars = progress.Progress(*columns)
+    task = bars.add_task(verb, total=None)
+    with Live(bars) as live:
 
         def tell(done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
-            bars.update(task, completed=done, total=total, facts=_text(facts))
+            bars.update(task, completed=done, total=total)
+            shown = Text(_text(facts)) if len(facts) <= FACTS_ON_A_LINE else _grid(facts)
+            live.update(Group(bars, shown))
 
         yield tell
+
+
+def _grid(facts: Mapping[str, int | str | float]) -> RenderableType:
+    """Names over figures, in rows as long as `FACTS_ON_A_LINE`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 3))
+    told = list(facts.items())
+    for first in range(0, len(told), FACTS_ON_A_LINE):
+        row = told[first : first + FACTS_ON_A_LINE]
+        grid.add_row(*(Text(name.replace("_", " "), style="dim") for name, _ in row))
+        grid.add_row(*(Text(_figure(value)) for _, value in row))
+    return grid
 
 
 class _Lines:
@@ -57,10 +80,11 @@ class _Lines:
 
 
 def _text(facts: Mapping[str, int | str | float]) -> str:
-    def value(fact: int | str | float) -> str:
-        return f"{fact:.4g}" if isinstance(fact, float) else f"{fact:,}" if isinstance(fact, int) else fact
+    return ", ".join(f"{name.replace('_', ' ')} {_figure(value)}" for name, value in facts.items())
 
-    return ", ".join(f"{name.replace('_', ' ')} {value(fact)}" for name, fact in facts.items())
+
+def _figure(value: int | str | float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
