@@ -1,0 +1,68 @@
+"""What a provider's batch interface is to this project; `batch.py` knows no other side of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import BinaryIO, Literal, NamedTuple, Protocol
+
+from data_gen.llm.batch_join import Result
+from data_gen.llm.chat import ChatRequest, NotSent, Permanent
+
+
+class Line(NamedTuple):
+    """A request as it stands in a job's input file, and the fingerprint of what the provider will echo of it."""
+
+    text: bytes
+    echo: str
+
+
+@dataclass(frozen=True)
+class JobState:
+    """How far a job is.
+
+    "complete": every request was dealt with. "cut short": it expired or was cancelled, and requests that were not
+    begun are not in its results. "failed": it has no results; `error` says why, and is `NotSent` where another job
+    with the same requests may fare better.
+    """
+
+    phase: Literal["running", "complete", "cut short", "failed"]
+    error: NotSent | Permanent | None = None
+
+
+class BatchService(Protocol):
+    """A provider's batch interface. Every method but `line` raises `ChatError`s."""
+
+    @property
+    def address(self) -> str:
+        """What tells the service from others: jobs are looked for where they were created."""
+        ...
+
+    def line(self, request: ChatRequest, *, key: str) -> Line: ...
+
+    async def find(self, label: str) -> str | None:
+        """The name of the job that carries the label; None if there is none."""
+        ...
+
+    async def submit(self, label: str, *, model: str, lines: BinaryIO) -> str:
+        """Uploads the lines, creates a job that carries the label, and returns its name."""
+        ...
+
+    async def state(self, name: str) -> JobState: ...
+
+    def results(self, name: str) -> AsyncGenerator[Result, None]:
+        """The lines of the results of a job that is complete or was cut short, in any order."""
+        ...
+
+
+class Limits(Protocol):
+    """What of `OpenAIBatch` and `VertexBatch` this module needs."""
+
+    @property
+    def max_requests(self) -> int: ...
+    @property
+    def max_bytes(self) -> int: ...
+    @property
+    def max_wait_seconds(self) -> float: ...
+    @property
+    def poll_seconds(self) -> float: ...

@@ -1,0 +1,118 @@
+"""Batch jobs in the journal's SQLite file: which were begun, what they asked, and what came back.
+
+A job is written down before it is created, so that its label finds it at the provider whatever happens in between.
+Replies are kept here from the moment a job's results are read until the journal has each under its own request.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from data_gen.llm.journal_file import Outcome
+
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS jobs (
+      label TEXT PRIMARY KEY, service TEXT NOT NULL, model TEXT NOT NULL, name TEXT, is_open INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS job_requests (
+      label TEXT NOT NULL, digest TEXT NOT NULL, echo TEXT NOT NULL, PRIMARY KEY (label, digest)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS job_replies (
+      digest TEXT PRIMARY KEY, outcome TEXT NOT NULL, text TEXT NOT NULL, finish_reason TEXT NOT NULL,
+      model TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+      cached_tokens INTEGER NOT NULL, usd REAL NOT NULL
+    )""",
+)
+
+
+@dataclass
+class Job:
+    """A job whose results have not been read yet."""
+
+    label: str
+    """What it is known by here and, as a mark on it, at the provider."""
+    model: str
+    echoes: Mapping[str, str] = field(repr=False)
+    """Digest of each request in it -> what the provider echoes of that request."""
+    name: str | None = None
+    """The provider's name for it; None while it may not exist there."""
+
+
+def create(db: sqlite3.Connection) -> None:
+    """Makes the tables where they are not there yet."""
+    for table in _TABLES:
+        db.execute(table)
+
+
+def intend(db: sqlite3.Connection, *, job: Job, service: str) -> None:
+    """Writes a job down that is about to be created."""
+    db.execute("INSERT INTO jobs VALUES (?, ?, ?, NULL, 1)", (job.label, service, job.model))
+    rows = ((job.label, digest, echo) for digest, echo in job.echoes.items())
+    db.executemany("INSERT INTO job_requests VALUES (?, ?, ?)", rows)
+
+
+def name(db: sqlite3.Connection, *, label: str, as_: str) -> None:
+    db.execute("UPDATE jobs SET name = ? WHERE label = ?", (as_, label))
+
+
+def forget(db: sqlite3.Connection, *, label: str) -> None:
+    """Strikes out a job that never came to be."""
+    db.execute("DELETE FROM jobs WHERE label = ?", (label,))
+    db.execute("DELETE FROM job_requests WHERE label = ?", (label,))
+
+
+def open_jobs(db: sqlite3.Connection, *, service: str) -> list[Job]:
+    """The jobs of a service whose results have not been read, oldest file order aside."""
+    select = "SELECT label, model, name FROM jobs WHERE is_open AND service = ? ORDER BY label"
+    return [
+        Job(
+            label,
+            model,
+            dict(db.execute("SELECT digest, echo FROM job_requests WHERE label = ?", (label,))),
+            name_at_provider,
+        )
+        for label, model, name_at_provider in db.execute(select, (service,)).fetchall()
+    ]
+
+
+def keep(db: sqlite3.Connection, *, outcomes: Iterable[tuple[str, Outcome]]) -> None:
+    """Keeps (digest, outcome) pairs; of two for one digest, the first."""
+    rows = (
+        (digest, kind, _utf8(text), finish_reason, _utf8(model), *numbers)
+        for digest, (kind, text, finish_reason, model, *numbers) in outcomes
+    )
+    db.executemany(
+        "INSERT OR IGNORE INTO job_replies VALUES (?, ?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, ?)", rows
+    )
+
+
+def close(db: sqlite3.Connection, *, label: str) -> set[str]:
+    """Ends a job, all of whose results are kept; returns the digests that the journal holds by now, kept no longer."""
+    db.execute("UPDATE jobs SET is_open = 0 WHERE label = ?", (label,))
+    db.execute("DELETE FROM job_requests WHERE label = ?", (label,))
+    return tidy(db)
+
+
+def tidy(db: sqlite3.Connection) -> set[str]:
+    """Drops, and names, the replies that the journal holds."""
+    gone = db.execute("DELETE FROM job_replies WHERE digest IN (SELECT digest FROM outcomes) RETURNING digest")
+    return {digest for (digest,) in gone.fetchall()}
+
+
+def kept(db: sqlite3.Connection) -> set[str]:
+    """The digests whose outcome is kept."""
+    return {digest for (digest,) in db.execute("SELECT digest FROM job_replies")}
+
+
+def outcome(db: sqlite3.Connection, *, digest: str) -> Outcome | None:
+    """What a job answered to a request; None if none did, or the journal holds it by now."""
+    columns = "outcome, text, finish_reason, model, input_tokens, output_tokens, cached_tokens, usd"
+    row = db.execute(f"SELECT {columns} FROM job_replies WHERE digest = ?", (digest,)).fetchone()
+    return None if row is None else Outcome(*row)
+
+
+def _utf8(text: str) -> bytes:
+    """As in the journal: lone surrogates, which JSON allows and UTF-8 does not, survive the round trip."""
+    return text.encode("utf-8", "surrogatepass")
