@@ -195,9 +195,12 @@ def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None
         seeds_of(path, limit=-1)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    assert "no file" in refusal_of(tmp_path / "absent.json")
-    assert "can not be read" in refusal_of(tmp_path)
+def test_a_missing_file_is_refused_and_what_may_be_named_is_said(tmp_path: Path) -> None:
+    message = refusal_of(tmp_path / "absent.json")
+    assert "there is no file" in message
+    assert "a file, a folder, a glob such as 'tasks/*.json', or tfds:NAME" in message
+    assert "there is no file" in refusal_of(tmp_path / "*.json")
+    assert "holds no .json" in refusal_of(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "[]", " [ ] "])

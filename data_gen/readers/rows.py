@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,3 +24,16 @@ class Row:
     value: Any = None
     fault: str = ""
     """Why there is no value."""
+
+
+def chosen_split(splits: Sequence[str], *, of: str, other: str) -> str:
+    """`train`, or the only split there is; of any other seeds are not made by accident.
+
+    Raises:
+      SourceError: there are others, and none is `train`; `other` says how to name one.
+    """
+    if "train" in splits:
+        return "train"
+    if len(splits) == 1:
+        return splits[0]
+    raise SourceError(f"{of} holds the splits {', '.join(splits)}, and none is 'train': {other}")
