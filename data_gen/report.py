@@ -1,11 +1,9 @@
-"""The page of an evolved data set: how many, by which operation, what was dropped and why, and a few lineages."""
+"""The page of an evolved data set: counts, money and models first; then rounds, rules, costs, measures, lineages."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter, defaultdict
-from collections.abc import Mapping
-from itertools import islice
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,12 +11,16 @@ from typing import Any
 from configs.folder import write_atomically
 from data_gen import shards
 from data_gen.llm import simulated
+from data_gen.llm.journal_file import Spent
 from data_gen.operations import OPERATIONS
-from data_gen.page import Content, Html, bar, element, page, table
-from data_gen.records import Record
+from data_gen.page import Content, Html, bar, element, facts, figure, folded, join, page, table
+from data_gen.report_counts import KEPT, WORDS_ASKED_FOR, Counts, count, read_rejected
+from data_gen.report_lineages import SEED, CostsOf, cut, lineages_section
+from data_gen.report_measures import measures_section
 
-LINEAGES_SHOWN = 12
-REJECTED_SHOWN = 12
+LINEAGES_SHOWN = 50
+SOURCES_SHOWN = 20
+CELLS_SHOWN = 300
 
 RULES = MappingProxyType(
     {
@@ -26,6 +28,11 @@ RULES = MappingProxyType(
         "refusal": "the answer says sorry, in few words",
         "empty_answer": "the answer holds only punctuation and stop words",
         "copied_prompt": "the rewritten instruction copies words of the rewriting prompt",
+        "invalid_input": "the input data that was added does not parse, or there is none",
+        "word_count": "the rewrite does not add the 10 to 20 words that it was asked for",
+        "changed_meaning": "a paraphrase was judged to ask something else",
+        "duplicate": "a near-duplicate of an earlier record",
+        "contaminated": "repeats an item of a test set",
         "empty_instruction": "the rewrite came back empty",
         "truncated": "the reply was cut off at max_tokens",
         "unreadable_reply": "the provider's reply held no text, or no verdict where one was asked for",
@@ -33,61 +40,49 @@ RULES = MappingProxyType(
         "gave_up": "no reply after the allowed number of attempts, or a refusal that does not say what it refuses",
     }
 )
-"""The first four are the published rules of elimination; the others are candidates that never were."""
+"""The first four are the published rules of elimination."""
 
-_TABLES_OF_THEIR_OWN = ("by_round", "by_operation", "by_rule")
+_TABLES_OF_THEIR_OWN = ("by_round", "by_operation", "by_rule", "rates", "spent")
 
 
-def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
-    """Writes `folder`/report.html for a finished data set in `folder`/dataset."""
-    rounds: Counter[int] = Counter()
-    operations: Counter[tuple[int, str]] = Counter()
-    steps: defaultdict[int, Counter[int]] = defaultdict(Counter)
-    words: Counter[int] = Counter()
-    models: Counter[str] = Counter()
-    lineages: dict[str, list[Record]] = {}
-    for record in shards.read_dataset(folder / "dataset"):
-        rounds[record.round] += 1
-        operations[record.round, record.operation] += 1
-        steps[record.round][record.steps] += 1
-        words[record.round] += len(record.instruction.split())
-        models[record.model or "the seed file"] += 1
-        if record.lineage in lineages or len(lineages) < LINEAGES_SHOWN:
-            lineages.setdefault(record.lineage, []).append(record)
-    with (folder / "rejected.jsonl").open(encoding="utf-8") as lines:
-        rejected = [json.loads(line) for line in lines]
-    target = folder / "report.html"
-    text = page(
-        "Evolved instructions",
-        element("p", f"{sum(rounds.values()):,} conversations; answers by ", ", ".join(sorted(models)), "."),
-        *([_SIMULATION] if simulated.NAME in models else []),
-        element("h2", "Rounds"),
-        _rounds(rounds, words, steps, rejected),
-        element("h2", "Operations"),
-        _operations(operations, rejected),
-        element("h2", "Dropped, by rule"),
-        _rules(rejected),
-        element("h2", "The run"),
-        table(
-            ("counted", "in this run"),
-            [
-                (key.replace("_", " "), _flat(value))
-                for key, value in summary.items()
-                if key not in _TABLES_OF_THEIR_OWN
-            ],
-        ),
-        element("h2", f"The first {len(lineages)} lineages"),
-        *(_lineage(name, records, rejected) for name, records in lineages.items()),
-        element("h2", "Some of what was dropped"),
-        table(
-            ("lineage", "round", "operation", "rule", "what the rule saw"),
-            [
-                (row["lineage"], row["round"], row["operation"], row["rule"], element("pre", row["evidence"]))
-                for row in islice(rejected, REJECTED_SHOWN)
-            ],
-        ),
+def write_report(
+    folder: Path,
+    *,
+    summary: Mapping[str, Any],
+    spent: Mapping[tuple[int, str], Spent] | None = None,
+    costs: CostsOf | None = None,
+    measures: Mapping[str, Any] | None = None,
+    lineages_shown: int = LINEAGES_SHOWN,
+) -> Path:
+    """Writes `folder`/report.html about the data set in `folder`/dataset and what was dropped, `folder`/rejected.jsonl.
+
+    `summary` is what the run counted. `spent` is what it paid, by round and purpose, and `costs` what a lineage did; a
+    data set without a journal has neither. `measures` is as `data_gen.report_measures` reads it. Memory holds counts
+    and the lineages shown.
+    """
+    counts = count(
+        shards.read_dataset(folder / "dataset"), read_rejected(folder / "rejected.jsonl"), sampled=lineages_shown
     )
-    write_atomically(target, text)
+    title = "Evolved instructions"
+    contents: list[Content] = [_first(counts, summary=summary, spent=spent)]
+    sections: dict[str, Content] = {
+        "Rounds": _rounds(counts),
+        "Operations": _operations(counts),
+        "What was dropped, and why": _rules(counts),
+    }
+    if spent:
+        sections["Money and tokens"] = _money(spent)
+    if measures:
+        sections["Measures"] = measures_section(measures)
+    sections["Lineages"] = lineages_section(counts.sample, of=max(counts.lineages, len(counts.sample)), costs=costs)
+    sections["The run"] = table(
+        ("counted", "in this run"),
+        [(key.replace("_", " "), _flat(value)) for key, value in summary.items() if key not in _TABLES_OF_THEIR_OWN],
+    )
+    for heading, section in sections.items():
+        contents += [element("h2", heading), section]
+    target = folder / "report.html"
+    write_atomically(target, page(title, *contents))
     return target
 
 
@@ -99,42 +94,84 @@ _SIMULATION = element(
 )
 
 
-def _rounds(
-    rounds: Counter[int],
-    words: Counter[int],
-    steps: defaultdict[int, Counter[int]],
-    rejected: list[dict[str, Any]],
-) -> Html:
-    dropped = Counter(row["round"] for row in rejected)
-    # Only tasks of the simulated world have a number of steps.
-    has_steps = any(step for counted in steps.values() for step in counted)
+def _first(counts: Counts, *, summary: Mapping[str, Any], spent: Mapping[tuple[int, str], Spent] | None) -> Html:
+    """What one asks first of a data set: how much there is, what it cost, and who wrote it."""
+    everything = _total(counts.by().values())
+    dropped = everything.total() - everything[KEPT]
+    named: dict[str, Content] = {
+        "conversations": f"{everything[KEPT]:,}",
+        "lineages": f"{counts.lineages:,}",
+        "candidates dropped": f"{dropped / max(everything.total(), 1):.1%}",
+    }
+    if spent:
+        paid = _sum(spent.values())
+        named["paid"] = f"${paid.usd:,.2f}"
+        named["paid for 1,000 conversations"] = f"${1000 * paid.usd / max(everything[KEPT], 1):,.2f}"
+        named["tokens in and out"] = f"{_short(paid.input_tokens)} + {_short(paid.output_tokens)}"
+    lost = summary.get("possibly_paid_twice", 0)
+    if lost:
+        named["replies possibly paid twice"] = f"{lost:,}"
+    for flag, number in sorted(counts.flags.items()):
+        named[f"flagged: {flag}"] = f"{number:,}"
+    answered = ", ".join(sorted(model or "the seed file" for model in counts.models))
+    written = ", ".join(sorted(counts.evolvers))
+    by = f"; rewritten by {written}" if written and written != answered else ""
+    parts: list[Content] = [
+        facts(named),
+        element("p", f"{everything[KEPT]:,} conversations; answers by {answered}{by}."),
+    ]
+    if simulated.NAME in counts.models or simulated.NAME in counts.evolvers:
+        parts.append(_SIMULATION)
+    return join(*parts)
+
+
+# --- what was kept and dropped
+
+
+def _rounds(counts: Counts) -> Html:
+    from data_gen import plots
+
+    by_round = counts.by("round")
+    has_steps = any(sums.simulated for sums in counts.rounds.values())
     rows = []
-    for number in sorted(rounds | dropped):
-        kept = rounds[number]
+    for (number,), outcomes in by_round.items():
+        sums = counts.rounds[int(number)]
+        dropped = outcomes.total() - outcomes[KEPT]
+        kept = max(sums.records, 1)
         row: list[Content] = [
             number,
-            f"{kept:,}",
-            f"{dropped[number]:,}",
-            bar(dropped[number] / max(kept + dropped[number], 1)),
-            f"{words[number] / max(kept, 1):.1f}",
+            f"{outcomes[KEPT]:,}",
+            f"{dropped:,}",
+            bar(dropped / outcomes.total()),
+            f"{sums.words / kept:.1f}",
+            f"{sums.words_added / kept:+.1f}" if number and sums.records else "",
+            f"{sums.as_asked / kept:.1%}" if number and sums.records else "",
+            f"{sums.words_of_answers / kept:.1f}",
         ]
         if has_steps:
-            counted = Counter({step: count for step, count in steps[number].items() if step})
-            known = counted.total()
-            row.append(f"{sum(step * count for step, count in counted.items()) / known:.2f}" if known else "")
+            row.append(f"{sums.steps / sums.simulated:.2f}" if sums.simulated else "")
         rows.append(row)
-    head = ["round", "kept", "dropped", "share dropped", "words per instruction"]
-    return table([*head, "steps per task"] if has_steps else head, rows)
+    head = ["round", "kept", "dropped", "share dropped", "words per instruction", "words added"]
+    head += ["added {} to {}".format(*WORDS_ASKED_FOR), "words per answer"]
+    rules = [KEPT, *_rule_order(_total(by_round.values()))]
+    drawing = plots.stacked(
+        [str(number) for (number,) in by_round],
+        {rule: [float(outcomes[rule]) for outcomes in by_round.values()] for rule in rules},
+        x_label="round",
+        y_label="candidates",
+    )
+    return join(
+        table([*head, "steps per task"] if has_steps else head, rows),
+        figure(drawing, "Candidates of each round: kept, or dropped by which rule."),
+    )
 
 
-def _operations(kept: Counter[tuple[int, str]], rejected: list[dict[str, Any]]) -> Html:
-    dropped = Counter((row["round"], row["operation"]) for row in rejected)
-    names = sorted({name for _, name in kept | dropped if name}, key=_order)
-    rows = []
-    for name in names:
-        good = sum(count for (_, operation), count in kept.items() if operation == name)
-        bad = sum(count for (_, operation), count in dropped.items() if operation == name)
-        rows.append((name, f"{good:,}", f"{bad:,}", bar(good / max(good + bad, 1))))
+def _operations(counts: Counts) -> Html:
+    by_operation = {str(name): outcomes for (name,), outcomes in counts.by("operation").items() if name}
+    rows = [
+        (name, f"{outcomes[KEPT]:,}", f"{outcomes.total() - outcomes[KEPT]:,}", bar(outcomes[KEPT] / outcomes.total()))
+        for name, outcomes in sorted(by_operation.items(), key=lambda item: _order(item[0]))
+    ]
     return table(("operation", "kept", "dropped", "share kept"), rows)
 
 
@@ -143,38 +180,117 @@ def _order(operation: str) -> tuple[int, str]:
     return (known.index(operation) if operation in known else len(known), operation)
 
 
-def _rules(rejected: list[dict[str, Any]]) -> Html:
-    rules = Counter(row["rule"] for row in rejected)
+def _rules(counts: Counts) -> Html:
+    total = _total(counts.by().values())
+    rules = _rule_order(total)
     if not rules:
         return element("p", "Nothing was eliminated.")
-    rows = [(rule, f"{count:,}", RULES.get(rule, "")) for rule, count in rules.most_common()]
-    return table(("rule", "candidates", "what it means"), rows)
+    meaning = [(rule, f"{total[rule]:,}", _rate(total, rule), RULES.get(rule, "")) for rule in rules]
+    by_source = counts.by("source")
+    shown = sorted(by_source, key=lambda key: -by_source[key].total())[:SOURCES_SHOWN]
+    cells = counts.by("operation", "round", "source")
+    parts: list[Content] = [
+        table(("rule", "candidates", "of all", "what it means"), meaning),
+        element("h3", "Rates by operation"),
+        _rates(("of operation",), counts.by("operation"), rules, order=lambda key: _order(str(key[0]))),
+        element("h3", "Rates by round"),
+        _rates(("in round",), counts.by("round"), rules),
+        element("h3", "Rates by source"),
+        _rates(("from source",), {key: by_source[key] for key in shown}, rules),
+        element("p", element("small", f"The {len(shown)} largest of {len(by_source):,} sources."))
+        if len(shown) < len(by_source)
+        else "",
+        folded(
+            f"Rates by operation, round and source: {len(cells):,} cells"
+            + (f", the first {CELLS_SHOWN} shown" if len(cells) > CELLS_SHOWN else ""),
+            _rates(("operation", "round", "source"), dict(list(cells.items())[:CELLS_SHOWN]), rules),
+        ),
+    ]
+    return join(*parts)
 
 
-def _lineage(name: str, records: list[Record], rejected: list[dict[str, Any]]) -> Html:
-    """Round by round: what was kept, and of what was dropped the candidate and the reason."""
-    rows: dict[int, tuple[Content, ...]] = {
-        record.round: (
-            record.round,
-            record.operation or "seed",
-            record.depth,
-            element("pre", record.instruction),
-            element("pre", record.answer),
+def _rates(
+    head: Sequence[str],
+    cells: Mapping[tuple[int | str, ...], Counter[str]],
+    rules: Sequence[str],
+    *,
+    order: Callable[[tuple[int | str, ...]], Any] | None = None,
+) -> Html:
+    """For each cell the share of its candidates that each rule dropped, with their number."""
+    keys = sorted(cells, key=order) if order else list(cells)
+    rows = [
+        (
+            *(SEED if part == "" else part for part in key),
+            f"{cells[key].total():,}",
+            *(_rate(cells[key], r) for r in rules),
         )
-        for record in records
-    }
-    for row in rejected:
-        if row["lineage"] == name:
-            reason = element("p", f"{row['rule']}: {row['evidence']}", css="note")
-            rows[row["round"]] = (
-                row["round"],
-                row["operation"] or "seed",
-                "dropped",
-                element("pre", row["instruction"]),
-                reason,
-            )
-    head = ("round", "operation", "depth", "instruction", "answer")
-    return element("div", element("h3", f"Lineage {name}"), table(head, [rows[number] for number in sorted(rows)]))
+        for key in keys
+    ]
+    return table((*head, "candidates", *(rule.replace("_", " ") for rule in rules)), rows, css="dense")
+
+
+def _rate(outcomes: Counter[str], rule: str) -> str:
+    number = outcomes[rule]
+    return f"{number / max(outcomes.total(), 1):.1%} ({number:,})" if number else "0"
+
+
+def _rule_order(outcomes: Counter[str]) -> list[str]:
+    return [rule for rule, number in outcomes.most_common() if rule != KEPT and number]
+
+
+# --- what it cost
+
+
+def _money(spent: Mapping[tuple[int, str], Spent]) -> Html:
+    from data_gen import plots
+
+    rounds = sorted({round_ for round_, _ in spent})
+    purposes = sorted({purpose for _, purpose in spent})
+    none = Spent()
+    by_purpose = {name: _sum(cost for (_, purpose), cost in spent.items() if purpose == name) for name in purposes}
+    by_round = {number: _sum(cost for (round_, _), cost in spent.items() if round_ == number) for number in rounds}
+    head = ("replies", "tokens in", "tokens out", "paid")
+    parts: list[Content] = [
+        table(("for", *head), [(name, *_cells(cost)) for name, cost in by_purpose.items()]),
+        table(("paid in round", *head), [(number, *_cells(cost)) for number, cost in by_round.items()]),
+    ]
+    free = not any(cost.usd for cost in spent.values())
+    drawing = plots.stacked(
+        [str(number) for number in rounds],
+        {
+            name: [
+                float(cost.output_tokens if free else cost.usd)
+                for cost in (spent.get((number, name), none) for number in rounds)
+            ]
+            for name in purposes
+        },
+        x_label="round",
+        y_label="tokens out" if free else "US dollars",
+    )
+    caption = (
+        "Tokens written in each round, by what for; they cost nothing." if free else "Paid in each round, for what."
+    )
+    return join(*parts, figure(drawing, caption))
+
+
+def _cells(cost: Spent) -> tuple[str, ...]:
+    return (f"{cost.calls:,}", f"{cost.input_tokens:,}", f"{cost.output_tokens:,}", f"${cost.usd:,.4f}")
+
+
+def _sum(costs: Iterable[Spent]) -> Spent:
+    return Spent(*(sum(column) for column in zip(Spent(), *costs, strict=True)))
+
+
+def _total(counters: Iterable[Counter[str]]) -> Counter[str]:
+    return sum(counters, Counter())
+
+
+def _short(number: int) -> str:
+    """Three figures: 12,300,000 is 12.3M."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
 
 
 def _flat(value: object) -> str:
@@ -182,4 +298,4 @@ def _flat(value: object) -> str:
         return ", ".join(f"{key}: {_flat(part)}" for key, part in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_flat(part) for part in value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return cut(f"{value:,}" if isinstance(value, int) else str(value))

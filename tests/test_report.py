@@ -1,20 +1,30 @@
-"""The page of a data set says what is in the shards."""
+"""The page of a data set says what is in the shards, in the rejected rows, and in the journal."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import tracemalloc
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from page_reader import PageReader
 
-from data_gen.records import Record, Turn
-from data_gen.report import LINEAGES_SHOWN, REJECTED_SHOWN, write_report
+from data_gen.evolve import Lineage
+from data_gen.llm import journal_file
+from data_gen.llm.journal_file import Spent
+from data_gen.records import Record, Rejected, Turn
+from data_gen.report import CELLS_SHOWN, LINEAGES_SHOWN, SOURCES_SHOWN, write_report
+from data_gen.report_counts import count, read_rejected
+from data_gen.report_lineages import MOST_CHARACTERS
+from data_gen.report_measures import Figure, read_figure
 from data_gen.shards import read_dataset, write_dataset
 from wizard_jax.cli import main
 
-SETTINGS = ["seeds.count=30", "rounds=3", "llm.faults.refusal=0.1", "llm.faults.empty=0.1", "llm.faults.unchanged=0.1"]
+SETTINGS = ["seeds.count=90", "rounds=3", "llm.faults.refusal=0.1", "llm.faults.empty=0.1", "llm.faults.unchanged=0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +32,21 @@ def evolved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "evolved"
     assert main(["evolve", "configs/evolve/quickstart.gin", *SETTINGS, "--out", str(out)]) == 0
     return out
+
+
+def example(lineage: str, round_: int = 0, instruction: str = "Why?", answer: str = "So.", **told: object) -> Record:
+    turns = (Turn("user", instruction), Turn("assistant", answer))
+    parent = f"{lineage}/{round_ - 1}" if round_ else ""
+    operation = "deepening" if round_ else ""
+    record = Record(f"{lineage}/{round_}", lineage, turns, parent, round=round_, operation=operation, source="s.json")
+    return replace(record, **told)
+
+
+def report(folder: Path, records: list[Record], rejected: list[Rejected] = [], **told: object) -> PageReader:  # noqa: B006
+    size = {"count": len(records), "records_per_shard": len(records)}
+    write_dataset(records, folder / "dataset", name="one", description="", **size)
+    (folder / "rejected.jsonl").write_text("".join(json.dumps(vars(row)) + "\n" for row in rejected))
+    return PageReader(write_report(folder, **{"summary": {}, **told}))
 
 
 def test_every_number_is_that_of_the_shards(evolved: Path) -> None:
@@ -33,8 +58,7 @@ def test_every_number_is_that_of_the_shards(evolved: Path) -> None:
     by_round = defaultdict(list)
     for record in records:
         by_round[record.round].append(record)
-    head, *lines = page.tables[0]
-    rows = [dict(zip(head, line, strict=True)) for line in lines]
+    rows = page.table("round")
     assert [int(row["round"]) for row in rows] == [0, 1, 2, 3]
     for row in rows:
         here = by_round[int(row["round"])]
@@ -45,26 +69,171 @@ def test_every_number_is_that_of_the_shards(evolved: Path) -> None:
         assert row["share dropped"].strip() == f"{dropped / (len(here) + dropped):.1%}"
         assert float(row["words per instruction"]) == pytest.approx(words / len(here), abs=0.051)
         assert float(row["steps per task"]) == pytest.approx(sum(steps) / len(steps), abs=0.0051)
+        if int(row["round"]):
+            added = [record.words_added for record in here]
+            assert float(row["words added"]) == pytest.approx(sum(added) / len(added), abs=0.051)
+            assert row["added 10 to 20"] == f"{sum(10 <= number <= 20 for number in added) / len(added):.1%}"
 
     kept = Counter(record.operation for record in records if record.operation)
     lost = Counter(one["operation"] for one in rejected if one["operation"])
-    told = {row["operation"]: (int(row["kept"]), int(row["dropped"])) for row in page.table("operation")}
+    told = {row["operation"]: (int(row["kept"]), int(row["dropped"])) for row in page.tables_of("operation")[0]}
     assert told == {name: (kept[name], lost[name]) for name in kept | lost}
     rules = {row["rule"]: int(row["candidates"]) for row in page.table("rule")}
     assert rules == Counter(one["rule"] for one in rejected)
 
 
-def test_it_shows_lineages_and_what_was_dropped(evolved: Path) -> None:
+def test_the_rate_of_every_rule_is_told_by_operation_round_and_source(evolved: Path) -> None:
     page = PageReader(evolved / "report.html")
-    records = list(read_dataset(evolved))
-    first = list(dict.fromkeys(record.lineage for record in records))[:LINEAGES_SHOWN]
-    for record in records:
-        if record.lineage in first:
-            assert record.instruction in page.text
-            assert record.answer in page.text
-    rejected = [json.loads(line) for line in (evolved / "rejected.jsonl").read_text().splitlines()]
-    shown = page.table("lineage")
-    assert [row["what the rule saw"] for row in shown] == [one["evidence"] for one in rejected[:REJECTED_SHOWN]]
+    kept = Counter((r.operation or "seed", str(r.round), r.source) for r in read_dataset(evolved))
+    lost: defaultdict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+    for line in (evolved / "rejected.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        lost[row["operation"] or "seed", str(row["round"]), row["source"]][row["rule"]] += 1
+    cells = page.tables_of("operation")[1]
+    assert {(row["operation"], row["round"], row["source"]) for row in cells} == {*kept, *lost}
+    for row in cells:
+        cell = row["operation"], row["round"], row["source"]
+        total = kept[cell] + lost[cell].total()
+        assert int(row["candidates"]) == total
+        for rule in {rule for counted in lost.values() for rule in counted}:
+            number = lost[cell][rule]
+            assert row[rule.replace("_", " ")] == (f"{number / total:.1%} ({number})" if number else "0")
+    for heading, place in (("of operation", 0), ("in round", 1), ("from source", 2)):
+        for row in page.table(heading):
+            refused = sum(counted["refusal"] for cell, counted in lost.items() if cell[place] == row[heading])
+            assert row["refusal"].endswith(f"({refused})") or (row["refusal"], refused) == ("0", 0)
+
+
+def test_lineages_are_chosen_by_the_hash_of_their_ids_and_shown_whole(evolved: Path) -> None:
+    page = PageReader(evolved / "report.html")
+    lineages = defaultdict(list)
+    for record in read_dataset(evolved):
+        lineages[record.lineage].append(record)
+    rejected = list(read_rejected(evolved / "rejected.jsonl"))
+    everyone = {*lineages, *(row.lineage for row in rejected)}
+    assert len(everyone) == 90
+    chosen = sorted(everyone, key=lambda name: hashlib.sha256(name.encode()).digest()[:8])[:LINEAGES_SHOWN]
+    text = " ".join(page.text.split())
+    assert re.findall(r"Lineage (\d+)", page.text) == sorted(chosen)
+    for name in chosen:
+        for record in lineages[name]:
+            assert " ".join(record.answer.split()) in text
+    for row in rejected:
+        if row.lineage in chosen:
+            assert " ".join(row.evidence.split()) in text
+
+
+def test_the_sample_does_not_depend_on_the_order_of_the_records() -> None:
+    records = [example(str(number), round_) for number in range(200) for round_ in range(3)]
+    dropped = [Rejected(str(number), 3, "deepening", "no_gain", "", "") for number in range(150, 250)]
+    forth = count(records, dropped, sampled=20).sample
+    back = count(records[::-1], dropped[::-1], sampled=20).sample
+    assert len(forth) == 20
+    assert {one.records for one in forth} == {one.records[::-1] for one in back}
+    assert [one.rejected for one in forth] == [one.rejected for one in back]
+    assert len(count(records[:6], dropped[:0], sampled=20).sample) == 2
+    assert count(records, [], sampled=0).sample == ()
+
+
+def test_counting_holds_the_sample_and_not_the_data_set() -> None:
+    def records() -> object:
+        for number in range(20_000):  # 100 MB in all
+            yield example(str(number), answer="x" * 5_000)
+
+    def rejected() -> object:
+        for number in range(20_000):
+            yield Rejected(str(number), 1, "deepening", "no_gain", "y" * 1_000, "z" * 1_000)
+
+    tracemalloc.start()
+    counts = count(records(), rejected(), sampled=50)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (counts.lineages, len(counts.sample)) == (20_000, 50)
+    assert peak < 3_000_000
+
+
+def test_what_a_step_changed_is_marked(tmp_path: Path) -> None:
+    records = [
+        example("7", instruction="Name three fruits."),
+        example("7", 1, instruction="Name three red fruits, sorted.", words_added=2),
+    ]
+    page = report(tmp_path, records, [Rejected("7", 2, "in_breadth", "no_gain", "'equal'", "Name three red ones.")])
+    markup = (tmp_path / "report.html").read_text()
+    assert "<ins>red fruits, sorted.</ins>" in markup
+    assert "<del>fruits.</del>" in markup
+    assert "+2 words" in page.text
+    assert "dropped: no_gain" in page.text
+    assert "<del>fruits, sorted.</del><ins>ones.</ins>" in markup  # compared with what it was rewritten from
+    assert 'data-operation="in_breadth" data-verdict="no_gain" data-round="2"' in markup
+
+
+def test_costs_and_measures_are_shown_where_they_are_known(tmp_path: Path) -> None:
+    records = [example("1"), example("1", 1, instruction="Why is that so?", model="m-1", evolver="e-2")]
+    spent = {(0, "answer"): Spent(1, 100, 50, 0.25), (1, "evolve"): Spent(1, 300, 60, 0.5)}
+    measures = {
+        "difficulty": {
+            "rounds": [
+                {"round": 0, "score": [3.0, 2.5, 3.5, 40]},
+                {"round": 1, "score": {"value": 5.48, "low": 5, "high": 6}},
+            ],
+            "agreement": 0.8125,
+        },
+        "duplicates": {"pairs": 12},
+    }
+    page = report(tmp_path, records, spent=spent, costs=lambda name: {1: Spent(1, 1, 1, 0.125)}, measures=measures)  # noqa: ARG005
+    assert "$0.75" in page.text
+    assert {row["for"]: row["paid"] for row in page.table("for")} == {"answer": "$0.2500", "evolve": "$0.5000"}
+    assert {row["paid in round"]: row["paid"] for row in page.table("paid in round")} == {
+        "0": "$0.2500",
+        "1": "$0.5000",
+    }
+    assert "$0.1250" in page.text
+    assert "answers by m-1, the seed file; rewritten by e-2" in page.text
+    (row,) = page.table("measure")
+    assert row == {"measure": "score", "round 0": "3 [2.5, 3.5]", "round 1": "5.48 [5, 6]"}
+    assert [(r["measured"], r["value"]) for table in page.tables_of("measured") for r in table] == [
+        ("agreement", "0.812"),
+        ("pairs", "12"),
+    ]
+    plain = report(tmp_path, records)
+    assert "$" not in plain.text
+    assert "Measures" not in plain.text
+
+
+@pytest.mark.parametrize(
+    ("value", "figure"),
+    [
+        (3, Figure(3, None, None)),
+        ([1.5, 1, 2, 9], Figure(1.5, 1, 2)),
+        ([1.5, None, None, 1], Figure(1.5, None, None)),
+        ({"value": 1, "low": 0.5, "high": 2}, Figure(1, 0.5, 2)),
+        (None, None),
+        (True, None),
+        ("3", None),
+        ([1, 2], None),
+        ({"value": None}, None),
+    ],
+)
+def test_figures_are_read_from_json(value: object, figure: Figure | None) -> None:
+    assert read_figure(value) == figure
+
+
+def test_long_texts_and_many_sources_leave_a_page_of_reasonable_size(tmp_path: Path) -> None:
+    long = "<&\"'" * 20_000
+    records = [
+        example(str(number), round_, instruction=f"{round_} {long}", answer=long, source=f"file {number}")
+        for number in range(CELLS_SHOWN)
+        for round_ in range(5)
+    ]
+    dropped = Rejected("0", 5, "deepening", "refusal", long, long, long, "file 0")
+    page = report(tmp_path, records, [dropped])
+    size = (tmp_path / "report.html").stat().st_size
+    assert size < 3_000_000
+    assert "more characters]" in page.text
+    assert long[: MOST_CHARACTERS - 10] in page.text
+    assert "would have made the page too large" in page.text
+    assert len(page.table("from source")) == SOURCES_SHOWN
+    assert f"{5 * CELLS_SHOWN + 1:,} cells, the first {CELLS_SHOWN} shown" in page.text
 
 
 def test_it_says_that_the_model_is_a_simulation(evolved: Path) -> None:
@@ -75,12 +244,18 @@ def test_it_says_that_the_model_is_a_simulation(evolved: Path) -> None:
 
 @pytest.mark.parametrize(("model", "is_said"), [("simulated-llm", True), ("unsimulated-7b", False)])
 def test_only_the_simulated_model_is_called_a_simulation(model: str, is_said: bool, tmp_path: Path) -> None:
-    record = Record(
-        id="0/0", lineage="0", turns=(Turn("user", "Why?"), Turn("assistant", "So.")), source="s", model=model
-    )
-    write_dataset([record], tmp_path / "dataset", name="one", count=1, records_per_shard=1, description="")
-    (tmp_path / "rejected.jsonl").touch()
-    assert ("is a simulation" in PageReader(write_report(tmp_path, {})).text) is is_said
+    assert ("is a simulation" in report(tmp_path, [example("0", model=model)]).text) is is_said
+
+
+def test_what_the_journal_says_was_paid_is_what_the_page_says(evolved: Path) -> None:
+    db = journal_file.read_only(evolved / "journal.sqlite")
+    paid = journal_file.spent_by_purpose(db)
+    page = PageReader(evolved / "report.html")
+    told = {row["for"]: int(row["replies"].replace(",", "")) for row in page.table("for")}
+    assert told == {
+        name: sum(spent.calls for (_, purpose), spent in paid.items() if purpose == name)
+        for name in {purpose for _, purpose in paid}
+    }
 
 
 def test_the_page_is_there_before_the_folder_is_finished_and_not_touched_after(evolved: Path) -> None:
@@ -90,3 +265,8 @@ def test_the_page_is_there_before_the_folder_is_finished_and_not_touched_after(e
     assert main(["evolve", "configs/evolve/quickstart.gin", *SETTINGS, "--out", str(evolved)]) == 0
     changed = {file.name for file in evolved.iterdir() if before.get(file.name) != file.stat().st_mtime_ns}
     assert changed <= {".lock"}
+
+
+def test_a_lineage_without_a_record_is_shown_too() -> None:
+    dropped = Rejected("5", 0, "", "refusal", "sorry", "Why?")
+    assert count([example("4")], [dropped], sampled=5).sample == (Lineage((example("4"),), ()), Lineage((), (dropped,)))

@@ -12,12 +12,12 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.folder import COMPLETE, load_config, read_complete, write_atomically
+from data_gen import plots
 from data_gen.llm.simulated import EFFECTS
 from data_gen.page import Html, element, figure, page, table
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.statistics import Proportion, difference
 from wizard_jax.evaluate.tasks.simulated_world import BANDS, STEPS
-from wizard_jax.report import plots
 from wizard_jax.train.metrics import read_metrics
 
 SAMPLES_SHOWN = 2  # of each band, for each model
