@@ -18,8 +18,8 @@ from configs.errors import UserError
 from data_gen.config import Faults, Simulated
 from data_gen.llm.chat import ChatRequest, Message, RequestKey
 from data_gen.llm.server import SimulatedServer, openai_wire
-from data_gen.llm.server.http import HttpAnswer, HttpRequest, Route
-from data_gen.llm.server.service import Service
+from data_gen.llm.server.http import HttpAnswer, HttpRequest, Incoming, Route
+from data_gen.llm.server.service import Conduct, Service
 from data_gen.llm.simulated import NAME, SimulatedChatModel
 from wizard_jax.cli import main
 
@@ -77,6 +77,66 @@ def test_a_body_in_chunks_is_the_same_body(size: int) -> None:
     (first, second) = (json.loads(body)["choices"] for _, _, body in answers)
     assert first == second
     assert server.full_replies == 2
+
+
+def test_a_request_that_arrives_byte_by_byte_is_read_as_one_that_arrives_at_once() -> None:
+    raw = chunked(asked("one"), 5) + post(asked("two"))
+    routes = openai_wire.routes(Service(Simulated(), Conduct()))
+
+    def read(pieces: list[bytes]) -> list[HttpRequest]:
+        requests = []
+        incoming = Incoming(routes, continued=lambda: None)
+        reading = incoming.next_request()
+        for piece in pieces:
+            incoming.received += piece
+            while True:
+                try:
+                    next(reading)
+                except StopIteration as whole:
+                    requests.append(whole.value.request)
+                    reading = incoming.next_request()
+                else:
+                    break
+        assert not incoming.received
+        return requests
+
+    at_once = read([raw])
+    assert [json.loads(request.body)["messages"][0]["content"] for request in at_once] == ["one", "two"]
+    assert read([raw[at : at + 1] for at in range(len(raw))]) == at_once
+
+
+def test_a_client_that_goes_away_and_a_server_that_closes_end_a_connection_in_silence() -> None:
+    async def run() -> bytes:
+        arrived, go_on = asyncio.Queue[str](), asyncio.Event()
+
+        async def wait(request: HttpRequest) -> HttpAnswer:
+            arrived.put_nowait(request.path)
+            await go_on.wait()
+            return HttpAnswer()
+
+        def form(_: Service) -> list[Route]:
+            return [Route("GET", "/{name}", wait, refusal=openai_wire.refusal)]
+
+        async with SimulatedServer(Simulated(), formats=[form]) as server:
+            _, gone = await asyncio.open_connection("127.0.0.1", server.port)
+            gone.write(b"GET /gone HTTP/1.1\r\n\r\n")
+            assert await arrived.get() == "/gone"
+            gone.transport.abort()
+            go_on.set()
+            ((status, _, _),) = await exchange(server, b"GET /there HTTP/1.1\r\n\r\n")
+            assert (status, await arrived.get()) == (200, "/there")
+            go_on.clear()
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET /waits HTTP/1.1\r\n\r\n")
+            assert await arrived.get() == "/waits"
+        try:
+            return await asyncio.wait_for(reader.read(), timeout=5.0)
+        except ConnectionResetError:
+            return b""
+        finally:
+            writer.close()
+
+    assert asyncio.run(run()) == b""
 
 
 def test_a_format_of_its_own_sees_parameters_query_headers_and_larger_bodies() -> None:

@@ -29,6 +29,11 @@ def drawn_fault(faults: Faults, draws: random.Random) -> WireFault | None:
     return None
 
 
+def drawn_latency(median: float, spread: float, draws: random.Random) -> float:
+    """Seconds: log-normal with this median, `spread` being the sigma of its logarithm; 0 makes it the median."""
+    return median * math.exp(spread * draws.gauss()) if spread else median
+
+
 def retry_after_header(wait: float, *, form: RetryAfter, now: float) -> str | None:
     """The header's value for a wait in seconds; `now` is the time of day, in seconds since 1970. None: no header."""
     if form == "seconds":

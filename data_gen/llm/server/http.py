@@ -1,17 +1,17 @@
-"""HTTP/1.1 on a socket, as little as the simulated server needs, and the routes by which a request finds its handler.
+"""HTTP/1.1, as little of it as the simulated server needs, and the routes by which a request finds its handler.
 
     Route("POST", "/v1/{resource}:generateContent", handler)    # handler: async (HttpRequest) -> HttpAnswer | None
 
 A handler sees the query, the headers and the whole body, also of one that came in chunks; None drops the connection.
+Nothing here touches a socket: what reads is a generator that yields where it needs more bytes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote
 
@@ -79,22 +79,21 @@ class Found:
     request: HttpRequest
 
 
-def find_route(routes: Sequence[Route], request: HttpRequest) -> Found:
-    """The first route that fits, and the request with the parameters of its path.
+def find_route(routes: Sequence[Route], *, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+    """The first route that fits, and the parameters of its path, decoded.
 
     Raises:
       Refused: 404, no route has this path; 405, those that have it take another method.
     """
-    path = request.path if request.path == "/" else request.path.rstrip("/")
+    path = path if path == "/" else path.rstrip("/")
     methods = []
     for route in routes:
         if matched := route.pattern.fullmatch(path):
-            if route.method == request.method:
-                parameters = {name: unquote(text) for name, text in matched.groupdict().items()}
-                return Found(route, replace(request, parameters=parameters) if parameters else request)
+            if route.method == method:
+                return route, {name: unquote(text) for name, text in matched.groupdict().items()}
             methods.append(route.method)
     if methods:
-        raise Refused(405, f"{request.method} {path} is not supported; use {' or '.join(dict.fromkeys(methods))}")
+        raise Refused(405, f"{method} {path} is not supported; use {' or '.join(dict.fromkeys(methods))}")
     raise Refused(404, f"there is no {path}; there is {', '.join(dict.fromkeys(route.path for route in routes))}")
 
 
@@ -107,84 +106,120 @@ def nearest_route(routes: Sequence[Route], path: str) -> Route:
     return max(routes, key=shared)
 
 
-async def read_head(reader: asyncio.StreamReader) -> HttpRequest | None:
-    """The next request, its body unread; None when the client has closed the connection between two requests.
+class Incoming:
+    """What has arrived on a connection and is not yet read, and the requests in it.
 
-    Raises:
-      Refused: it is no HTTP/1.1, or its headers are too long.
+    `received` is added to from outside; `continued` is called for a client that waits to be told to send its body.
     """
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.LimitOverrunError as error:
-        raise Refused(431, f"the headers are longer than {MOST_HEAD_BYTES} bytes") from error
-    except asyncio.IncompleteReadError as error:
-        if error.partial:
+
+    def __init__(self, routes: Sequence[Route], *, continued: Callable[[], object]) -> None:
+        self.received = bytearray()
+        self.refusing = routes[0]
+        """The route in whose format the request is refused, if it is."""
+        self._routes = routes
+        self._continued = continued
+
+    def next_request(self) -> Generator[None, None, Found]:
+        """Yields whenever it needs more bytes, and returns a whole request.
+
+        Raises:
+          Refused: it is no HTTP/1.1, no route takes it, or it is too long.
+        """
+        self.refusing = self._routes[0]
+        try:
+            head = yield from self._up_to(b"\r\n\r\n", most=MOST_HEAD_BYTES)
+        except _TooLong as error:
+            raise Refused(431, f"the headers are longer than {MOST_HEAD_BYTES} bytes") from error
+        request_line, *lines = head.decode("latin-1").split("\r\n")
+        words = request_line.split(" ")
+        if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
+            raise Refused(400, "the first line is no HTTP/1.1 request line")
+        method, (path, _, query) = words[0], words[1].partition("?")
+        headers = {}
+        for line in lines:
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
+        if words[2] == "HTTP/1.0":
+            headers.setdefault("connection", "close")
+        try:
+            self.refusing, parameters = find_route(self._routes, method=method, path=path)
+        except Refused:
+            self.refusing = nearest_route(self._routes, path)
             raise
-        return None
-    request_line, *lines = head.decode("latin-1").split("\r\n")[:-2]
-    words = request_line.split(" ")
-    if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
-        raise Refused(400, "the first line is no HTTP/1.1 request line")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    if words[2] == "HTTP/1.0":
-        headers.setdefault("connection", "close")
-    path, _, query = words[1].partition("?")
-    parsed = dict(parse_qsl(query, keep_blank_values=True))
-    return HttpRequest(method=words[0], path=path, query=parsed, headers=headers)
+        body = yield from self._body(headers, most=self.refusing.most_body_bytes)
+        request = HttpRequest(
+            method=method,
+            path=path,
+            query=dict(parse_qsl(query, keep_blank_values=True)) if query else {},
+            headers=headers,
+            parameters=parameters,
+            body=body,
+        )
+        return Found(self.refusing, request)
+
+    def _body(self, headers: Mapping[str, str], *, most: int) -> Generator[None, None, bytes]:
+        coding = headers.get("transfer-encoding", "identity").lower()
+        length = headers.get("content-length", "0")
+        if coding not in ("identity", "chunked"):
+            raise Refused(501, f"Transfer-Encoding {coding} is not supported; use chunked, or a Content-Length")
+        if not (length.isascii() and length.isdigit()):
+            raise Refused(400, "the Content-Length is no number")
+        if len(length) > 12 or int(length) > most:
+            raise Refused(413, f"the body is longer than {most} bytes")
+        if headers.get("expect", "").lower() == "100-continue":
+            self._continued()
+        if coding == "chunked":
+            return (yield from self._chunks(most=most))
+        return (yield from self._exactly(int(length)))
+
+    def _chunks(self, *, most: int) -> Generator[None, None, bytes]:
+        parts: list[bytes] = []
+        total = 0
+        while True:
+            try:
+                digits = (yield from self._up_to(b"\r\n", most=MOST_HEAD_BYTES)).partition(b";")[0].strip()
+                if re.fullmatch(rb"0+", digits):
+                    while (yield from self._up_to(b"\r\n", most=MOST_HEAD_BYTES)):
+                        pass  # trailers
+                    return b"".join(parts)
+            except _TooLong as error:
+                raise Refused(400, "a chunk begins with no length") from error
+            if not re.fullmatch(rb"[0-9A-Fa-f]{1,12}", digits):
+                raise Refused(400, "a chunk begins with no length")
+            total += int(digits, 16)
+            if total > most:
+                raise Refused(413, f"the body is longer than {most} bytes")
+            parts.append((yield from self._exactly(int(digits, 16))))
+            if (yield from self._exactly(2)) != b"\r\n":
+                raise Refused(400, "a chunk is longer than the length it begins with")
+
+    def _up_to(self, mark: bytes, *, most: int) -> Generator[None, None, bytes]:
+        looked_at = 0
+        while (end := self.received.find(mark, looked_at)) < 0:
+            looked_at = max(0, len(self.received) - len(mark) + 1)
+            if looked_at > most:
+                raise _TooLong
+            yield
+        if end > most:
+            raise _TooLong
+        text = bytes(self.received[:end])
+        del self.received[: end + len(mark)]
+        return text
+
+    def _exactly(self, length: int) -> Generator[None, None, bytes]:
+        while len(self.received) < length:
+            yield
+        text = bytes(self.received[:length])
+        del self.received[:length]
+        return text
+
+
+class _TooLong(Exception):
+    pass
 
 
 def keeps_alive(request: HttpRequest) -> bool:
     return request.headers.get("connection", "keep-alive").lower() == "keep-alive"
-
-
-async def read_body(
-    request: HttpRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, most: int
-) -> HttpRequest:
-    """The request with its body, `most` bytes at the most.
-
-    Raises:
-      Refused: the body is longer, or is framed in a way that is not understood.
-    """
-    coding = request.headers.get("transfer-encoding", "identity").lower()
-    length = request.headers.get("content-length", "0")
-    if coding not in ("identity", "chunked"):
-        raise Refused(501, f"Transfer-Encoding {coding} is not supported; use chunked, or a Content-Length")
-    if not (length.isascii() and length.isdigit()):
-        raise Refused(400, "the Content-Length is no number")
-    if len(length) > 12 or int(length) > most:
-        raise Refused(413, f"the body is longer than {most} bytes")
-    if request.headers.get("expect", "").lower() == "100-continue":
-        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    if coding == "chunked":
-        return replace(request, body=await _read_chunks(reader, most=most))
-    return replace(request, body=await reader.readexactly(int(length))) if length != "0" else request
-
-
-async def _read_chunks(reader: asyncio.StreamReader, *, most: int) -> bytes:
-    parts: list[bytes] = []
-    total = 0
-    while True:
-        digits = (await _read_line(reader)).partition(b";")[0].strip()
-        if not re.fullmatch(rb"[0-9A-Fa-f]{1,12}", digits):
-            raise Refused(400, "a chunk begins with no length")
-        size = int(digits, 16)
-        if size == 0:
-            while await _read_line(reader):
-                pass  # trailers
-            return b"".join(parts)
-        total += size
-        if total > most:
-            raise Refused(413, f"the body is longer than {most} bytes")
-        parts.append(await reader.readexactly(size))
-        if await reader.readexactly(2) != b"\r\n":
-            raise Refused(400, "a chunk is longer than the length it begins with")
-
-
-async def _read_line(reader: asyncio.StreamReader) -> bytes:
-    try:
-        return (await reader.readuntil(b"\r\n"))[:-2]
-    except asyncio.LimitOverrunError as error:
-        raise Refused(400, "a chunk begins with no length") from error
 
 
 @functools.cache

@@ -19,7 +19,14 @@ from dataclasses import dataclass, replace
 from configs.errors import UserError
 from data_gen.config import Simulated
 from data_gen.llm.chat import ChatReply, ChatRequest
-from data_gen.llm.server.faults import RetryAfter, TokenBucket, WireFault, drawn_fault, retry_after_header
+from data_gen.llm.server.faults import (
+    RetryAfter,
+    TokenBucket,
+    WireFault,
+    drawn_fault,
+    drawn_latency,
+    retry_after_header,
+)
 from data_gen.llm.simulated import SimulatedChatModel
 
 _SLOW_FACTOR = 10
@@ -132,8 +139,8 @@ class Service:
         draws = random.Random(b"%d %d " % (self._conduct.seed, self._arrivals[content]) + content)
         fault, slow = drawn_fault(self._faults, draws), draws.random() < self._faults.slow
         if self._conduct.latency_seconds:
-            factor = math.exp(self._conduct.latency_spread * draws.gauss()) if self._conduct.latency_spread else 1.0
-            await asyncio.sleep(self._conduct.latency_seconds * factor * (_SLOW_FACTOR if slow else 1))
+            seconds = drawn_latency(self._conduct.latency_seconds, self._conduct.latency_spread, draws)
+            await asyncio.sleep(seconds * (_SLOW_FACTOR if slow else 1))
         if fault is None:
             return answered
         if fault != "rate_limited":

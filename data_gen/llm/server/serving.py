@@ -7,7 +7,6 @@ async with SimulatedServer(Simulated()) as server:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -17,19 +16,9 @@ from typing import Self
 from configs.errors import UserError
 from data_gen.config import Faults, Simulated
 from data_gen.llm.server import gemini_wire, openai_wire
+from data_gen.llm.server.connection import Connection
 from data_gen.llm.server.faults import RetryAfter
-from data_gen.llm.server.http import (
-    MOST_HEAD_BYTES,
-    HttpAnswer,
-    Refused,
-    Route,
-    as_bytes,
-    find_route,
-    keeps_alive,
-    nearest_route,
-    read_body,
-    read_head,
-)
+from data_gen.llm.server.http import Route
 from data_gen.llm.server.service import Conduct, Service
 from data_gen.llm.simulated import NAME
 
@@ -79,7 +68,7 @@ class SimulatedServer:
         self.service = Service(config, conduct)
         self.port = port
         self._routes = tuple(route for form in formats for route in form(self.service))
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: set[Connection] = set()
 
     @property
     def requests(self) -> int:
@@ -103,10 +92,12 @@ class SimulatedServer:
         return f"{self.address}/v1"
 
     async def __aenter__(self) -> Self:
+        def connection() -> Connection:
+            return Connection(self._routes, open_ones=self._connections)
+
         try:
-            self._server = await asyncio.start_server(
-                self._connected, "127.0.0.1", self.port, limit=MOST_HEAD_BYTES, backlog=1024
-            )
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(connection, "127.0.0.1", self.port, backlog=1024)
         except (OSError, OverflowError) as error:
             raise UserError(f"port {self.port} of 127.0.0.1: {error}; choose another with --port") from error
         self.port = self._server.sockets[0].getsockname()[1]
@@ -116,46 +107,8 @@ class SimulatedServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*(connection.close() for connection in list(self._connections)))
         await self._server.wait_closed()
-
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = asyncio.create_task(self._converse(reader, writer))
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
-
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answers one request after another on a connection, until either side closes it."""
-        try:
-            keep_alive = True
-            while keep_alive:
-                head = found = None
-                try:
-                    head = await read_head(reader)
-                    if head is None:
-                        return
-                    found = find_route(self._routes, head)
-                    request = await read_body(found.request, reader, writer, most=found.route.most_body_bytes)
-                    keep_alive = keeps_alive(request)
-                    answer: HttpAnswer | None = await found.route.handler(request)
-                    if answer is None:
-                        return
-                except Refused as refused:
-                    route = found.route if found else nearest_route(self._routes, head.path if head else "")
-                    answer = route.refusal(refused)
-                    keep_alive = False  # its body may be unread
-                writer.write(as_bytes(answer, keep_alive=keep_alive))
-                await writer.drain()
-                if answer.when_sent is not None:
-                    answer.when_sent()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            return  # the client went away
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
 
 
 def run_server(
