@@ -1,4 +1,4 @@
-"""A server on this machine that answers every request with the same bytes, and keeps what it was sent."""
+"""A server on this machine that answers with the bytes that it was told, and keeps what it was sent."""
 
 from __future__ import annotations
 
@@ -6,24 +6,36 @@ import asyncio
 import contextlib
 import json
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 
 class Scripted:
-    """`answer` is all it says; None closes the connection instead. `base_url` has no path.
+    """`answer` is all it says, or a function of the request's body; None closes the connection instead.
 
+    Nothing is answered before `gather` requests have come. Every answer ends its connection, and every connection
+    brings one request. `base_url` has no path.
     With `tls`, it is also a proxy to any host that the certificate is for, and answers in that host's name.
     """
 
-    def __init__(self, answer: bytes | None, *, delay: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
-        self.answer = answer
+    def __init__(
+        self,
+        answer: bytes | Callable[[Any], bytes | None] | None,
+        *,
+        delay: float = 0.0,
+        gather: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._answer = answer
         self.heads: list[str] = []
         self.bodies: list[Any] = []
         self._delay = delay
+        self._gather = gather
+        self._gathered = asyncio.Event()
         self._tls = tls
 
     async def __aenter__(self) -> Scripted:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**26)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**26, backlog=1024)
         self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
@@ -40,11 +52,16 @@ class Scripted:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
         length = next(line for line in head.lower().split("\r\n") if line.startswith("content-length:"))
         self.heads.append(head)
-        self.bodies.append(json.loads(await reader.readexactly(int(length.split(":")[1]))))
+        body = json.loads(await reader.readexactly(int(length.split(":")[1])))
+        self.bodies.append(body)
         try:
             await asyncio.sleep(self._delay)
-            if self.answer is not None:
-                writer.write(self.answer)
+            if len(self.heads) >= self._gather:
+                self._gathered.set()
+            await self._gathered.wait()
+            answer = self._answer(body) if callable(self._answer) else self._answer
+            if answer is not None:
+                writer.write(answer)
                 await writer.drain()
         except ConnectionError:
             pass  # the client had read enough
