@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -326,23 +328,25 @@ def test_a_taken_port_is_named() -> None:
         asyncio.run(run())
 
 
-def test_the_command_prints_its_address_and_stops_when_told() -> None:
-    program = (
-        "from functools import partial\n"
-        "from data_gen.config import Faults\n"
-        "from data_gen.llm.server import run_server\n"
-        "run_server(port=0, faults=Faults(), say=partial(print, flush=True))\n"
-    )
+def test_the_command_does_as_its_flags_say_prints_its_addresses_and_stops_when_told() -> None:
+    flags = "--port 0 --requests-per-second 0.001 --latency-seconds 0 --latency-spread 0.5 --retry-after garbage"
+    command = [sys.executable, "-m", "wizard_jax", "simulate-llm", *flags.split(), "truncated=1.0"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     for told in (signal.SIGTERM, signal.SIGINT):
-        server = subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        )
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert server.stdout is not None
-        assert "http://127.0.0.1:" in server.stdout.readline()
+        line = server.stdout.readline()
+        address = re.search(r"(http://127\.0\.0\.1:(\d+))/v1 \(OpenAI\) and \1 \(Gemini\)", line)
+        assert address is not None, line
+        connection = http.client.HTTPConnection("127.0.0.1", int(address[2]), timeout=10)
+        for status, header in ((200, None), (429, "presently")):
+            connection.request("POST", "/v1/chat/completions", json.dumps(asked()))
+            answer = connection.getresponse()
+            said = json.loads(answer.read())
+            assert (answer.status, answer.headers["retry-after"]) == (status, header)
+            assert status == 429 or said["choices"][0]["finish_reason"] == "length"
+        connection.close()
         server.send_signal(told)
         rest, _ = server.communicate(timeout=10)
         assert server.returncode == 0
-        assert rest == "0 requests, 0 answered in full, 0 over the limit\n"
+        assert rest == "2 requests, 1 answered in full, 1 over the limit\n"
