@@ -6,6 +6,7 @@ prompt is blocked and there are no candidates, or a candidate ends for a reason 
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import re
@@ -124,11 +125,15 @@ def _object(value: object, names: tuple[str, ...], *, where: str) -> dict[str, A
     """An object of the request, its names in camel case: Google takes them in snake case as well, and clients mix."""
     if not isinstance(value, dict):
         raise Refused(400, f"{where} is no JSON object")
-    given = {name: inner for name, inner in value.items() if inner is not None}
-    named = {re.sub("_([a-z])", lambda letter: letter[1].upper(), name): inner for name, inner in given.items()}
+    named = {_camel_case(name): inner for name, inner in value.items() if inner is not None}
     if strange := sorted(named.keys() - names):
         raise Refused(400, f'Unknown name "{strange[0]}" at {where}; simulated are {", ".join(names)}')
     return named
+
+
+@functools.lru_cache(maxsize=256)
+def _camel_case(name: str) -> str:
+    return re.sub("_([a-z])", lambda letter: letter[1].upper(), name)
 
 
 def _messages(asked: dict[str, Any]) -> tuple[Message, ...]:
