@@ -12,7 +12,7 @@ from google import genai
 from google.auth.credentials import Credentials
 from google.genai import errors, types
 from google.oauth2.credentials import Credentials as Token
-from raw_http import Answer, exchange, post, served
+from raw_http import exchange, post, served
 
 from data_gen.config import Faults, Simulated
 from data_gen.llm.chat import ChatRequest, Message, RequestKey
@@ -176,22 +176,35 @@ def test_malformed_bodies_are_answered_with_success_and_counted() -> None:
     assert server.full_replies == 100
 
 
+def said(body: Any) -> tuple[str, str]:
+    """(text, how it ended) of a response, in OpenAI's words."""
+    (candidate,) = body.get("candidates", [{}])
+    text = "".join(part["text"] for part in candidate.get("content", {}).get("parts", []))
+    ends = {"STOP": "stop", "MAX_TOKENS": "length"}
+    return text, ends.get(candidate.get("finishReason"), "content_filter")
+
+
 def test_both_formats_say_the_same_of_the_same_request_and_so_does_a_batch() -> None:
     settings = {"seed": 9, "thinkingConfig": {"thinking_budget": 50}}
-    faults = Faults(truncated=0.3, filtered=0.3)
-    in_openai = {"model": NAME, "messages": [{"role": "user", "content": "Why 7?"}], "seed": 9}
+    texts = [f"Why {i}?" for i in range(40)]
 
-    async def run() -> tuple[list[Answer], tuple[int, dict[str, Any]], tuple[int, dict[str, Any]]]:
-        async with SimulatedServer(Simulated(faults=faults)) as server:
-            online = await exchange(server, post(asked("Why 7?", **settings), path=VERTEX) + post(in_openai))
-            batched = await gemini_wire.answer_one(asked("Why 7?", **settings), service=server.service, model="m")
-            return online, batched, await gemini_wire.answer_one({}, service=server.service, model="m")
+    async def run() -> Counter[str]:
+        ends: Counter[str] = Counter()
+        async with SimulatedServer(Simulated(faults=Faults(truncated=0.3, filtered=0.3))) as server:
+            for text in texts:
+                in_openai = {"model": NAME, "messages": [{"role": "user", "content": text}], "seed": 9}
+                raw = post(asked(text, **settings), path=VERTEX) + post(in_openai)
+                (_, _, gemini), (_, _, openai) = await exchange(server, raw)
+                batched = await gemini_wire.answer_one(asked(text, **settings), service=server.service, model="m")
+                assert batched == (200, json.loads(gemini))
+                (choice,) = json.loads(openai)["choices"]
+                assert said(json.loads(gemini)) == (choice["message"]["content"], choice["finish_reason"])
+                ends[choice["finish_reason"]] += 1
+            refused, body = await gemini_wire.answer_one({}, service=server.service, model="m")
+            assert refused == body["error"]["code"] == 400
+        return ends
 
-    ((_, _, gemini), (_, _, openai)), batched, refused = asyncio.run(run())
-    assert batched == (200, json.loads(gemini))
-    assert refused[0] == refused[1]["error"]["code"] == 400
-    text = json.loads(openai)["choices"][0]["message"]["content"]
-    assert json.loads(gemini)["candidates"][0]["content"]["parts"] == [{"text": text}]
+    assert set(asyncio.run(run())) == {"stop", "length", "content_filter"}
 
 
 @pytest.mark.parametrize("path", PATHS)
