@@ -1,13 +1,18 @@
-"""The four elimination rules, as pure functions: a `Reason` drops the candidate, None lets it pass.
+"""The elimination rules, as pure functions: a `Reason` drops the candidate, None lets it pass.
 
-Rules: WizardLM (arXiv 2304.12244), section 3.2. Where the paper is silent, the words below say what was decided.
+Rules 1 to 4: WizardLM (arXiv 2304.12244), section 3.2. Where the paper is silent, the words below say what was
+decided. Whether the input that was added parses is in `input_formats.py`.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from data_gen import framing
+from data_gen.operations import OPERATIONS
 from data_gen.records import Rule
 
 
@@ -29,10 +34,16 @@ PROMPT_PHRASES = (
     "rewritten instruction",
     "starting instruction",
     "harder instruction",
+    "easier instruction",
+    "reworded instruction",
     "fresh instruction",
     "brand-new instruction",
+    "way to do it:",
 )
 """Rule 4: the published phrases and the labels of our own prompts; an instruction seldom holds them."""
+
+COPIED_WORDS = 8
+"""Rule 4: so many words in a row from a rewriting prompt, its demonstrations included, are no coincidence."""
 
 STOP_WORDS = frozenset(
     """
@@ -71,16 +82,41 @@ def no_gain(verdict: str) -> Reason | None:
 
     What a reply begins with is its verdict; else a sentence counts if it says one of the two and not the other.
     """
+    match _is_equal(verdict):
+        case None:
+            return _unreadable(verdict)
+        case True:
+            return Reason("no_gain", "the judge found it equal to the instruction before")
+        case False:
+            return None
+
+
+def changed_meaning(verdict: str) -> Reason | None:
+    """What rule 1 is for an operation that must ask for the same (`Operation.kind` "same"): it needs Equal."""
+    match _is_equal(verdict):
+        case None:
+            return _unreadable(verdict)
+        case True:
+            return None
+        case False:
+            return Reason("changed_meaning", "the judge found it not equal to the instruction before")
+
+
+def _is_equal(verdict: str) -> bool | None:
+    """What the judge says; None where it says neither or both."""
     said = verdict.replace("_", " ")
     opening = _VERDICT_OPENING.match(said)
     if opening is not None:
-        is_equal = opening["equal"] is not None
-    else:
-        rest, denials = _NOT_EQUAL.subn("", said)
-        is_equal = re.search(r"\bequal\b", rest, re.IGNORECASE) is not None
-        if is_equal == bool(denials) or (is_equal and _DENIAL.search(rest)):
-            return Reason("unreadable_reply", f"the judge said neither Equal nor Not Equal: {_quoted(verdict)}")
-    return Reason("no_gain", "the judge found it equal to the instruction before") if is_equal else None
+        return opening["equal"] is not None
+    rest, denials = _NOT_EQUAL.subn("", said)
+    is_equal = re.search(r"\bequal\b", rest, re.IGNORECASE) is not None
+    if is_equal == bool(denials) or (is_equal and _DENIAL.search(rest)):
+        return None
+    return is_equal
+
+
+def _unreadable(verdict: str) -> Reason:
+    return Reason("unreadable_reply", f"the judge said neither Equal nor Not Equal: {_quoted(verdict)}")
 
 
 def refusal(answer: str) -> Reason | None:
@@ -113,12 +149,45 @@ def empty_answer(answer: str) -> Reason | None:
 
 
 def copied_prompt(candidate: str, *, parent: str) -> Reason | None:
-    """Rule 4: the rewritten instruction copies words of the rewriting prompt that the one before did not have."""
+    """Rule 4: the rewritten instruction copies what is in the rewriting prompt and was not in the one before.
+
+    That is a phrase, `COPIED_WORDS` words in a row, or a line of '=' like those that framed the parent, unless it
+    stands alone in the middle and beside no label, where it underlines a heading.
+    """
     new, old = (" ".join(text.casefold().split()) for text in (candidate, parent))
     for phrase in PROMPT_PHRASES:
         if phrase in new and phrase not in old:
             return Reason("copied_prompt", f"copies {phrase!r} from the rewriting prompt")
+    lines = [line for line in map(str.strip, candidate.split("\n")) if line]
+    fence = framing.fence((parent,))
+    at = [index for index, line in enumerate(lines) if line.startswith(fence) and not line.strip("=")]
+    beside_label = any("[" in (lines[index - 1][0], lines[(index + 1) % len(lines)][0]) for index in at)
+    if len(at) > 1 or beside_label or not {0, len(lines) - 1}.isdisjoint(at):
+        return Reason("copied_prompt", f"copies {_quoted(fence)} that framed the one before in the rewriting prompt")
+    known = set(_runs(old))
+    for run in _runs(new):
+        if run in _prompt_runs() and run not in known:
+            return Reason("copied_prompt", f"copies {' '.join(run)!r} from the rewriting prompt")
     return None
+
+
+def word_count(added: int, *, least: int = 10, most: int = 20) -> Reason | None:
+    """The published size of an in-depth step: `added` words more than the instruction before had."""
+    if least <= added <= most:
+        return None
+    return Reason("word_count", f"{abs(added)} words {'more' if added >= 0 else 'fewer'}, not {least} to {most} more")
+
+
+def _runs(text: str) -> Iterator[tuple[str, ...]]:
+    """Every `COPIED_WORDS` words in a row; punctuation does not count."""
+    words = re.findall(r"\w+", text)
+    return zip(*(words[start:] for start in range(COPIED_WORDS)), strict=False)
+
+
+@functools.cache
+def _prompt_runs() -> frozenset[tuple[str, ...]]:
+    templates = [operation.template.casefold() for operation in OPERATIONS.values()]
+    return frozenset(run for text in templates for piece in re.split(r"\{\w+\}", text) for run in _runs(piece))
 
 
 def _quoted(text: str) -> str:

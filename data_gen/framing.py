@@ -1,0 +1,68 @@
+"""Wordings from `prompts/*.txt` with texts put in between lines of '=' that no text can imitate, and the way back.
+
+wording = "Is this hard?\\n{fence}\\n{instruction}\\n{fence}"
+prompt = framed(wording, instruction="a == b?")   -> each {fence} is "====="
+unframed(wording, prompt)                         -> {"instruction": "a == b?"}
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import re
+from collections.abc import Iterable
+
+PROMPTS = importlib.resources.files("data_gen") / "prompts"
+
+LEAST_FENCE = 5
+"""As many '=' as a fence has around texts that hold none."""
+
+
+@functools.cache
+def template(name: str) -> str:
+    """The wording in `prompts/<name>.txt`."""
+    return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n")
+
+
+def fence(texts: Iterable[str]) -> str:
+    """A line of '=' that is longer than any in the texts, so that none of them can end its own frame."""
+    longest = max((len(run) for text in texts for run in re.findall("=+", text)), default=0)
+    return "=" * max(LEAST_FENCE, longest + 1)
+
+
+def framed(wording: str, **texts: str) -> str:
+    """The wording with its slots filled in one pass: braces in the texts stay what they are."""
+    slots = {"fence": fence(texts.values()), **texts}
+    return re.sub(r"\{(\w+)\}", lambda slot: slots.get(slot[1], slot[0]), wording)
+
+
+def unframed(wording: str, prompt: str) -> dict[str, str] | None:
+    """Exact inverse of `framed`: the texts by slot; None for a prompt that `framed` did not make of this wording."""
+    before, after = _edges(wording)
+    if not (prompt.startswith(before) and prompt.endswith(after)):  # most prompts are of another wording
+        return None
+    matched = _pattern(wording).fullmatch(prompt)
+    if matched is None:
+        return None
+    texts = {slot: text for slot, text in matched.groupdict().items() if slot != "fence"}
+    return texts if framed(wording, **texts) == prompt else None
+
+
+@functools.cache
+def _edges(wording: str) -> tuple[str, str]:
+    before, *_, after = re.split(r"\{\w+\}", wording)
+    return before, after
+
+
+@functools.cache
+def _pattern(wording: str) -> re.Pattern[str]:
+    seen: set[str] = set()
+
+    def group(slot: re.Match[str]) -> str:
+        name = slot[1]
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return r"(?P<fence>=+)" if name == "fence" else f"(?P<{name}>.*)"
+
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", group, re.escape(wording)), re.DOTALL)
