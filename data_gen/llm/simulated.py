@@ -1,34 +1,39 @@
 """The simulated model: offline, free, repeatable, and honest about being a simulation.
 
 It reads the same prompts as a hosted model. Tasks of the simulated world (`data_gen/world.py`) it rewrites and
-answers exactly; any other text it rewrites in the shape of the operation and answers with a marked placeholder.
+answers exactly, and it finds a task harder by 2 points of 10 for each step; any other text it rewrites in the shape of
+the operation (`simulated_text.py`), answers with a marked placeholder, and finds harder by a point for every 15 words.
 At configured rates it misbehaves as hosted models do.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple, cast, get_args
 
 from data_gen import operations, world
 from data_gen.config import Faults, Simulated
+from data_gen.llm import simulated_text
 from data_gen.llm.chat import ChatReply, ChatRequest
+from data_gen.measure import contamination, difficulty
 
 NAME = "simulated-llm"
 PLACEHOLDER = f"[placeholder answer of {NAME}]"
 
-ContentFault = Literal["unchanged", "refusal", "copied_prompt", "empty", "truncated", "filtered"]
+ContentFault = Literal["unchanged", "refusal", "copied_prompt", "empty", "truncated", "filtered", "invalid_input"]
 
 
 @dataclass(frozen=True)
 class Effect:
     """What an operation does to a task of the simulated world."""
 
-    adds: Literal["a step", "no step"]
+    adds: Literal["a step", "no step", "takes a step"]
     how: str
     rewrite: Callable[[world.Task, random.Random], world.Task | None]
 
@@ -49,6 +54,21 @@ def _new_task(task: world.Task, rng: random.Random) -> world.Task:
     return replace(world.sample_task(rng, steps=len(task.steps)), form=task.form)
 
 
+def _fewer_steps(task: world.Task, rng: random.Random) -> world.Task | None:
+    if len(task.steps) == 1:
+        others = (replace(task, items=world.sample_task(rng, steps=1).items) for _ in range(100))
+        return next((other for other in others if other.items != task.items and world.is_valid(other)), None)
+    options = [replace(task, steps=task.steps[:at] + task.steps[at + 1 :]) for at in range(len(task.steps))]
+    valid = [option for option in options if world.is_valid(option)]
+    return rng.choice(valid) if valid else None
+
+
+def _other_opener(task: world.Task, rng: random.Random) -> world.Task | None:
+    if task.opener not in world.PLAIN_OPENERS:  # the concrete ones do not mean the same
+        return None
+    return replace(task, opener=rng.choice([opener for opener in world.PLAIN_OPENERS if opener != task.opener]))
+
+
 EFFECTS = MappingProxyType(
     {
         "add_constraints": Effect("a step", "a step that keeps only some items", _adding("filter")),
@@ -57,39 +77,28 @@ EFFECTS = MappingProxyType(
         "concretizing": Effect("no step", "names where the list comes from", _concrete_opener),
         "complicate_input": Effect("no step", "writes the input as JSON, CSV or XML", _other_form),
         "in_breadth": Effect("no step", "a new task with as many steps", _new_task),
+        "downward": Effect("takes a step", "leaves out a step; one alone gets another list", _fewer_steps),
+        "paraphrase": Effect("no step", "an opener that means the same", _other_opener),
     }
 )
 """Which operations make a task of the simulated world harder (difficulty is its number of steps)."""
 
-_GENERIC = MappingProxyType(
-    {
-        "add_constraints": "Keep the answer under one hundred words and name at least two sources for it.",
-        "deepening": "Explain also why this holds, and what would change if the main assumption were false.",
-        "concretizing": "Take as the concrete case a small bakery in a harbour town during its first winter.",
-        "increase_reasoning_steps": "Work it out in numbered steps, and check each step against the one before it.",
-        "complicate_input": 'Use this input as well:\n{"season": "winter", "visitors": [12, 7, 31], "open": true}',
-        "in_breadth": "Compose a similar piece for readers who restore old clocks, with as much detail as before.",
-    }
-)
-
 
 class SimulatedChatModel:
-    """A `ChatModel` in this process. The reply is a function of the messages and the request's seed alone."""
+    """A `ChatModel` in this process. The reply is a function of what is asked and the request's seed alone.
+
+    How the asking is worded does not matter: the prompts can be improved without another word in what it writes.
+    """
 
     def __init__(self, config: Simulated) -> None:
         self._faults = config.faults
 
     async def complete(self, request: ChatRequest) -> ChatReply:
-        prompt = "\n\n".join(message.content for message in request.messages)
-        rng = _random(prompt, request.seed)
-        asked = operations.recognise(request.messages[-1].content)
+        *context, asked = (message.content for message in request.messages)
+        task = _read(asked)
+        rng = _random([context, *task], request.seed)
         fault = _drawn_fault(self._faults, rng)
-        if asked is None:
-            text = _answer(request.messages[-1].content, fault)
-        elif asked.kind == "equal":
-            text = "Equal" if _same_task(asked.instruction, asked.other) else "Not Equal"
-        else:
-            text = _rewrite(asked.instruction, asked.name, fault, rng)
+        text = _reply(task, fault, rng)
         finish: Literal["stop", "length", "filtered"] = "stop"
         if fault == "empty":
             text = rng.choice(("", "...", "?!"))
@@ -101,60 +110,116 @@ class SimulatedChatModel:
             text=text,
             finish_reason=finish,
             model=NAME,
-            input_tokens=len(prompt.split()),
+            input_tokens=sum(len(message.content.split()) for message in request.messages),
             output_tokens=len(text.split()),
         )
 
 
-def _random(prompt: str, seed: int) -> random.Random:
-    return random.Random(hashlib.sha256(f"{seed} {prompt}".encode("utf-8", "surrogatepass")).digest())
+class _Asked(NamedTuple):
+    """What a prompt asks, whatever its wording."""
+
+    kind: Literal["operation", "equal", "answer", "score", "rank", "verdict"]
+    name: str
+    texts: tuple[str, ...]
+    words: int = 0
+
+
+def _read(prompt: str) -> _Asked:
+    if (asked := operations.recognise(prompt)) is not None:
+        texts = (asked.instruction, asked.other) if asked.kind == "equal" else (asked.instruction,)
+        return _Asked(asked.kind, asked.name, texts, asked.words)
+    if (scored := difficulty.recognise_score(prompt)) is not None:
+        return _Asked("score", "", (scored,))
+    if (ranked := difficulty.recognise_ranking(prompt)) is not None:
+        return _Asked("rank", "", ranked)
+    if (compared := contamination.recognise_verdict(prompt)) is not None:
+        return _Asked("verdict", "", compared)
+    return _Asked("answer", "plain", (prompt,))
+
+
+def _random(key: Sequence[object], seed: int) -> random.Random:
+    return random.Random(hashlib.sha256(json.dumps([seed, *key]).encode()).digest())
 
 
 def _drawn_fault(faults: Faults, rng: random.Random) -> ContentFault | None:
-    kinds: tuple[ContentFault, ...] = (
-        "unchanged",
-        "refusal",
-        "copied_prompt",
-        "empty",
-        "truncated",
-        "filtered",
-    )
     draw = rng.random()
-    for kind in kinds:
+    for kind in get_args(ContentFault):
         draw -= getattr(faults, kind)
         if draw < 0:
-            return kind
+            return cast(ContentFault, kind)
     return None
+
+
+def _reply(asked: _Asked, fault: ContentFault | None, rng: random.Random) -> str:
+    first, *others = asked.texts
+    match asked.kind:
+        case "operation":
+            return _rewrite(first, asked.name, fault, rng)
+        case "equal":
+            return "Equal" if _same_task(first, others[0]) else "Not Equal"
+        case "answer":
+            return _answer(first, asked.name, asked.words, fault)
+        case "score":
+            return str(_difficulty(first))
+        case "rank":
+            return difficulty.format_ranking([_difficulty(text) for text in asked.texts])
+        case "verdict":
+            return "Same" if _same_task(first, others[0]) else "Different"
 
 
 def _rewrite(instruction: str, operation: str, fault: ContentFault | None, rng: random.Random) -> str:
     if fault == "unchanged":
         return f"Please {instruction}"
     task = world.parse(instruction)
-    if task is not None:
-        harder = EFFECTS[operation].rewrite(task, rng)
-        rewritten = world.render(harder) if harder else instruction
+    if task is None:
+        data = "invalid" if fault == "invalid_input" else "valid"
+        rewritten = simulated_text.rewritten(instruction, operation=operation, rng=rng, data=data)
+    elif fault == "invalid_input" and operation == "complicate_input":
+        rewritten = world.render(replace(task, form="json"))[:-1]  # the list has no end
     else:
-        addition = _GENERIC[operation]
-        rewritten = addition if operation == "in_breadth" else f"{instruction}\n{addition}"
-        if operation == "in_breadth":
-            rewritten += f" Begin from this subject: {' '.join(instruction.split()[:8])}"
+        changed = EFFECTS[operation].rewrite(task, rng)
+        rewritten = world.render(changed) if changed else instruction
     return f"The rewritten prompt is: {rewritten}" if fault == "copied_prompt" else rewritten
 
 
-def _answer(instruction: str, fault: ContentFault | None) -> str:
+def _answer(instruction: str, style: str, words: int, fault: ContentFault | None) -> str:
+    """Tasks are answered exactly in every style: the result alone, the usual chain of lists, or a line for each step.
+
+    Of these, "length" is the one that comes nearest; a placeholder is filled up to the words asked for.
+    """
     if fault == "refusal":
         return "Sorry, but I can not help with that request."
     task = world.parse(instruction)
-    if task is not None:
-        return world.answer(task)
-    return f"{PLACEHOLDER} It answers only tasks of its own small world; this one has {len(instruction.split())} words."
+    if task is None:
+        told = f"It answers only tasks of its own small world; this one has {len(instruction.split())} words."
+        filling = ["and", "so", "on"] * (words // 3 + 1) if words else []
+        held = f"{PLACEHOLDER} {told}".split(" ") + filling
+        return " ".join(held[: max(words, len(PLACEHOLDER.split())) if words else len(held)])
+    plain = world.answer(task)
+    lines = [
+        f"{world.STEPS[name].phrase}: {' '.join(items)}"
+        for name, items in zip(task.steps, world.trace(task), strict=True)
+    ]
+    styles = {"brief": world.result(plain), "plain": plain, "detailed": "\n".join([*lines, plain])}
+    if style == "length":
+        return min(styles.values(), key=lambda text: abs(len(text.split()) - words))
+    return styles[style]
+
+
+def _difficulty(text: str) -> int:
+    """From 1 to 10."""
+    steps = world.count_steps(text)
+    return min(10, 2 * steps - 1 if steps else 1 + len(text.split()) // 15)
 
 
 def _same_task(first: str, second: str) -> bool:
-    """Whether two instructions ask the same: equal words, politeness aside."""
+    """Whether two instructions ask the same: equal words, politeness and the opener of a plain list aside."""
 
-    def words(text: str) -> list[str]:
-        return text.lower().removeprefix("please ").split()
+    def told(text: str) -> object:
+        text = re.sub("^please ", "", simulated_text.plainly(text), flags=re.IGNORECASE)
+        task = world.parse(text)
+        if task and task.opener in world.PLAIN_OPENERS:
+            return task.pair, task.form
+        return text.lower().split()
 
-    return words(first) == words(second)
+    return told(first) == told(second)
