@@ -18,10 +18,12 @@ from typing import Literal
 from data_gen import world
 from data_gen.config import SeedFile, Shard, SimulatedSeeds
 from data_gen.readers.containers import rows_of
-from data_gen.readers.conversations import Conversation
+from data_gen.readers.conversations import Conversation, RowError
 from data_gen.readers.faults import Faults
+from data_gen.readers.oasst import is_message
 from data_gen.readers.rows import Row, SourceError
-from data_gen.readers.schemas import conversations_of
+from data_gen.readers.schemas import conversations_of, language_of, may_repeat
+from data_gen.readers.scratch import Scratch
 from data_gen.records import Record, Turn
 
 __all__ = ["SeedsFound", "SourceError", "check_seeds", "in_shard", "iter_seeds", "load_seeds", "seed_id"]
@@ -151,35 +153,54 @@ def _records(
     if seeds.limit < 0:
         raise SourceError(f"seeds.limit is {seeds.limit}: give a number of seeds, or 0 for all")
     index = 0
+    with Scratch() as scratch:
+        for row in _rows_and_trees(seeds, counted, scratch):
+            faults: dict[str, None] = {}
+            for one in _conversations(row, seeds, counted):
+                if one.fault:
+                    faults[one.fault] = None
+                elif one.left_out:
+                    counted.left_out[one.left_out] += 1
+                else:
+                    counted.sources[row.source] += 1
+                    counted.mended.update([one.mended] * bool(one.mended))
+                    yield _record(index, one.turns, source=row.source)
+                    index += 1
+                    if index == seeds.limit:
+                        break
+            if faults:
+                counted.faults.add(row, *faults)
+                if when_bad == "stop":
+                    raise SourceError(counted.faults.report(seeds.path, rows=counted.rows))
+            if seeds.limit and index == seeds.limit:
+                return
+
+
+def _rows_and_trees(seeds: SeedFile, counted: _Counted, scratch: Scratch) -> Iterator[Row]:
+    """All rows in their order; then the trees of those that were single messages. What repeats is left out."""
     for row in rows_of(seeds.path):
         counted.rows += 1
-        faults: dict[str, None] = {}
-        for one in _conversations(row, seeds, counted):
-            if one.fault:
-                faults[one.fault] = None
-            elif one.left_out:
-                counted.left_out[one.left_out] += 1
-            else:
-                counted.sources[row.source] += 1
-                counted.mended.update([one.mended] * bool(one.mended))
-                yield _record(index, one.turns, source=row.source)
-                index += 1
-                if index == seeds.limit:
-                    break
-        if faults:
-            counted.faults.add(row, *faults)
-            if when_bad == "stop":
-                raise SourceError(counted.faults.report(seeds.path, rows=counted.rows))
-        if seeds.limit and index == seeds.limit:
-            return
+        new = True
+        if is_message(row.value):
+            try:
+                new = scratch.add_message(row)
+            except RowError as fault:
+                yield Row(row.source, row.number, fault=str(fault))
+        elif may_repeat(row.value) and not scratch.is_new(row.value):
+            new = False
+        else:
+            yield row
+        if not new:
+            counted.left_out["repeats an earlier row"] += 1
+    yield from scratch.trees()
 
 
 def _conversations(row: Row, seeds: SeedFile, counted: _Counted) -> Iterator[Conversation]:
     if row.fault:
         yield Conversation(fault=row.fault)
         return
-    language = row.value.get("lang") if isinstance(row.value, dict) else None
-    if isinstance(language, str):
+    language = language_of(row.value)
+    if language is not None:
         counted.with_language += 1
         if seeds.language and not _speaks(language, seeds.language):
             yield Conversation(left_out=f"not in the language {seeds.language!r}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from data_gen.readers.conversations import Conversation, RowError, conversation, role_of, shown, text_of
+from data_gen.readers.oasst import from_export
 from data_gen.records import Turn
 
 SCHEMAS = """\
@@ -19,6 +20,8 @@ SCHEMAS = """\
   ShareGPT       {"conversations": [{"from", "value"}, ...]}; so are Vicuna, WizardLM V2 and SlimOrca
   messages       {"messages": [{"role", "content"}, ...]}; so is ultrachat_200k
   UltraChat      {"data": ["question", "answer", "question", ...]}
+  OpenAssistant  {"message_tree_id", "message_id", "parent_id", "role", "text", "rank"}, one per message, or
+                 {"message_tree_id", "prompt": {"role", "text", "replies": [...]}}: the best reply is followed
   OpenOrca       {"system_prompt", "question", "response"}
   FLAN           {"inputs", "targets"}
   Super-NaturalInstructions  {"Definition": [...], "Instances": [{"input", "output": [...]}, ...]}
@@ -45,6 +48,24 @@ def conversations_of(row: Any) -> Iterator[Conversation]:
             yield _unicode(one)
     except RowError as fault:
         yield Conversation(fault=str(fault))
+
+
+def language_of(row: Any) -> str | None:
+    """The language that a row, or the first message of its tree, says it is in."""
+    if not isinstance(row, dict):
+        return None
+    found = row.get("lang")
+    if found is None and isinstance(row.get("prompt"), dict):
+        found = row["prompt"].get("lang")
+    return found if isinstance(found, str) else None
+
+
+def may_repeat(row: Any) -> bool:
+    """Whether the row is of a data set that has every row twice: WizardLM V2 as uploaded again.
+
+    Of no other is a repeated row left out: who repeats a seed may want it evolved twice.
+    """
+    return isinstance(row, dict) and {"idx", "conversations"} <= row.keys()
 
 
 def _reader_of(row: Mapping[str, Any]) -> Reader:
@@ -148,6 +169,7 @@ def _objects(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 
 
 _READERS: tuple[tuple[frozenset[str], Reader], ...] = (
+    (frozenset({"message_tree_id", "prompt"}), from_export),
     (frozenset({"conversations"}), _from_turns("conversations", "from", "value")),
     (frozenset({"messages"}), _from_turns("messages", "role", "content")),
     (frozenset({"Definition", "Instances"}), _from_task),
