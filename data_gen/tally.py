@@ -1,13 +1,57 @@
-"""What a run came to, in counts."""
+"""What a run came to, in counts, and what became of its candidates by operation, round and source."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+from data_gen.eliminate import word_count
 from data_gen.evolve import Lineage
 from data_gen.operations import OPERATIONS
+from data_gen.records import Record, Rejected
+
+
+class Cell(NamedTuple):
+    """Where a candidate comes from; the operation is empty for seeds."""
+
+    operation: str
+    round: int
+    source: str
+
+
+@dataclass
+class Rate:
+    """What became of the candidates of a cell, or of several."""
+
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Candidates by the rule that dropped them."""
+    words: int = 0
+    """Words that the kept ones have more than their parents, in all."""
+    as_asked: int = 0
+    """How many of the kept ones have 10 to 20 words more."""
+
+    @property
+    def tried(self) -> int:
+        return self.kept + self.dropped.total()
+
+    def add(self, other: Rate) -> None:
+        self.kept += other.kept
+        self.dropped += other.dropped
+        self.words += other.words
+        self.as_asked += other.as_asked
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, and of what was kept the mean of words added and the share with 10 to 20; None where nothing was."""
+        return {
+            "tried": self.tried,
+            "kept": self.kept,
+            "dropped": dict(sorted(self.dropped.items())),
+            "mean_words_added": self.words / self.kept if self.kept else None,
+            "share_with_10_to_20": self.as_asked / self.kept if self.kept else None,
+        }
 
 
 @dataclass
@@ -20,16 +64,38 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     rules: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
+    rates: defaultdict[Cell, Rate] = field(default_factory=lambda: defaultdict(Rate))
 
     def add(self, lineage: Lineage) -> None:
-        self.records += len(lineage.records)
         for record in lineage.records:
-            self.rounds[record.round] += 1
-            self.accepted[record.operation] += bool(record.operation)
-            self.models.update({record.model} - {""})
+            self.add_record(record)
         for rejected in lineage.rejected:
-            self.dropped[rejected.operation] += bool(rejected.operation)
-            self.rules[rejected.rule] += 1
+            self.add_rejected(rejected)
+
+    def add_record(self, record: Record) -> None:
+        self.records += 1
+        self.rounds[record.round] += 1
+        self.accepted[record.operation] += bool(record.operation)
+        self.models.update({record.model} - {""})
+        rate = self.rates[Cell(record.operation, record.round, record.source)]
+        rate.kept += 1
+        if record.operation:
+            rate.words += record.words_added
+            rate.as_asked += word_count(record.words_added) is None
+
+    def add_rejected(self, rejected: Rejected) -> None:
+        self.dropped[rejected.operation] += bool(rejected.operation)
+        self.rules[rejected.rule] += 1
+        self.rates[Cell(rejected.operation, rejected.round, rejected.source)].dropped[rejected.rule] += 1
+
+    def by(self, *names: Literal["operation", "round", "source"]) -> Mapping[tuple[str | int, ...], Rate]:
+        """The rates of rewrites (seeds are none) by some of operation, round and source, in order."""
+        order = {name: number for number, name in enumerate(OPERATIONS)}
+        summed: defaultdict[tuple[str | int, ...], Rate] = defaultdict(Rate)
+        for cell in sorted(self.rates, key=lambda cell: (order.get(cell.operation, len(order)), cell)):
+            if cell.operation:
+                summed[tuple(getattr(cell, name) for name in names)].add(self.rates[cell])
+        return summed
 
     def summary(self) -> dict[str, Any]:
         tried = [name for name in OPERATIONS if self.accepted[name] + self.dropped[name]]
@@ -40,4 +106,8 @@ class Tally:
             "by_operation": {name: {"accepted": self.accepted[name], "rejected": self.dropped[name]} for name in tried},
             "by_rule": dict(sorted(self.rules.items())),
             "models": sorted(self.models),
+            "rates": [
+                {"operation": operation, "round": round_, "source": source, **rate.to_json()}
+                for (operation, round_, source), rate in self.by("operation", "round", "source").items()
+            ],
         }
