@@ -13,8 +13,12 @@ EXIT_CODES = {signal.SIGTERM: 42, signal.SIGINT: 130}
 class Interrupted(Exception):
     """The stage was told to stop; what it had done is saved, and the same command goes on from there."""
 
-    def __init__(self, exit_code: int) -> None:
-        super().__init__("stopped as told; everything done so far is saved: run the same command to go on")
+    def __init__(
+        self,
+        exit_code: int,
+        why: str = "stopped as told; everything done so far is saved: run the same command to go on",
+    ) -> None:
+        super().__init__(why)
         self.exit_code = exit_code
 
 

@@ -269,3 +269,30 @@ class EvolveConfig:
     open_lineages: int = setting(
         0, operational=True, doc="seeds under way at once; 0: as many as keep the model busy, with batch jobs all"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerConfig:
+    """Answers a data set again: with another model or in another style, every instruction as it is."""
+
+    dataset: str = setting(doc="the folder of a wizard evolve, answer or merge")
+    rounds: tuple[int, ...] = setting((), doc="only the records of these rounds; () takes all")
+    llm: Provider = setting(doc="who answers")
+    style: Literal["plain", "brief", "detailed", "length"] = setting(
+        "plain", doc="'plain' asks for nothing but the answer; 'length' for about so many words"
+    )
+    words: int = setting(0, doc="of an answer in the style 'length'")
+    seed: int = setting(0, doc="of every random choice")
+    eliminate: tuple[Literal["refusal", "empty_answer"], ...] = setting(("refusal", "empty_answer"))
+    temperature: float = setting(1.0)
+    top_p: float = setting(0.9)
+    max_tokens: int = setting(2048)
+    measure: Measure = setting(Measure())
+    name: str = setting("answered", doc="of the TFDS data set: lower case, digits and _")
+    records_per_shard: int = setting(10_000)
+    file_format: Literal["tfrecord", "array_record"] = setting("tfrecord")
+    budget: Budget = setting(Budget(), operational=True)
+    concurrency: int = setting(256, operational=True, doc="requests in flight at most; how many really are adapts")
+    requests_per_minute: float | None = setting(None, operational=True, doc="None: as many as are taken")
+    tokens_per_minute: float | None = setting(None, operational=True, doc="None: as many as are taken")
+    max_attempts: int = setting(8, operational=True, doc="of one request before its record is dropped")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import UserError
 from configs.folder import read_complete
 from data_gen.config import EvolveConfig, SeedFile, Simulated
-from data_gen.generate import GenerateError, generate
+from data_gen.generate import generate
 
 TWO = '{"prompt": "Name a prime."}\n{"prompt": "Name a river."}\n'
 CHANGED = TWO.replace("river", "lake")
@@ -32,12 +33,12 @@ def config(tmp_path: Path) -> EvolveConfig:
 
 @pytest.mark.parametrize(
     ("seeds", "message"),
-    [(CHANGED, "row 2 has changed"), (SHRUNK, "row 2 has changed or is gone"), (GROWN, "changed, added or removed")],
+    [(CHANGED, "seed 2 has changed"), (SHRUNK, "seed 2 has changed or is gone"), (GROWN, "changed, added or removed")],
 )
 def test_a_run_does_not_go_on_with_other_seeds(seeds: str, message: str, config: EvolveConfig, tmp_path: Path) -> None:
     (tmp_path / "out" / "complete.json").unlink()
     (tmp_path / "seeds.jsonl").write_text(seeds)
-    with pytest.raises(GenerateError, match=message):
+    with pytest.raises(UserError, match=message):
         generate(config, tmp_path / "out", progress=quiet)
     (tmp_path / "seeds.jsonl").write_text(TWO)
     assert generate(config, tmp_path / "out", progress=quiet)["seeds"] == 2
@@ -48,7 +49,7 @@ def test_a_finished_folder_is_not_taken_for_one_of_other_seeds(
     seeds: str, config: EvolveConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "seeds.jsonl").write_text(seeds)
-    with pytest.raises(GenerateError, match="changed, added or removed"):
+    with pytest.raises(UserError, match="changed, added or removed"):
         generate(config, tmp_path / "out", progress=quiet)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from data_gen import operations, world
+from data_gen.choice import Plan
 from data_gen.config import EvolveConfig, OpenAICompatible, Simulated, SimulatedSeeds
 from data_gen.evolve import Lineage, drawn_operation, evolve_lineage
 from data_gen.llm.chat import (
@@ -38,6 +39,10 @@ def well_behaved(request: ChatRequest) -> str:
     return "Not Equal" if asked.kind == "equal" else f"{asked.instruction} More in round {request.key.round}."
 
 
+PUBLISHED_RULES = ("no_gain", "refusal", "empty_answer", "copied_prompt")
+"""A scripted rewrite adds no data, whatever the operation."""
+
+
 @dataclass
 class Scripted:
     """A `ChatModel` that behaves well but for the (round, purpose) pairs that the script names."""
@@ -54,7 +59,16 @@ class Scripted:
 
 
 def config(**changes: Any) -> EvolveConfig:
-    return replace(EvolveConfig(seeds=SimulatedSeeds(count=1), llm=OpenAICompatible(model="some-model")), **changes)
+    llm = OpenAICompatible(model="some-model")
+    return replace(EvolveConfig(seeds=SimulatedSeeds(count=1), llm=llm, eliminate=PUBLISHED_RULES), **changes)
+
+
+def drawn(round_: int, *, lineage: str = "000007", seed: int = 0) -> str:
+    """The name of the operation that a lineage is rewritten by."""
+    plan = Plan.uniform(config().operations, 8)
+    operation, propensity = drawn_operation(plan, seed=seed, source="seeds.jsonl", lineage=lineage, round_=round_)
+    assert propensity == 0.166667
+    return operation.name
 
 
 def evolved(seed: Record = SEED, *, model: Any, **changes: Any) -> Lineage:
@@ -110,19 +124,13 @@ def test_the_answer_is_asked_for_with_the_instruction_alone() -> None:
 
 
 def test_operations_are_drawn_evenly_and_by_key_alone() -> None:
-    settings = config()
-    drawn = Counter(
-        drawn_operation(settings, lineage=f"{lineage:06d}", round_=round_).name
-        for lineage in range(1000)
-        for round_ in range(1, 5)
-    )
+    counts = Counter(drawn(round_, lineage=f"{lineage:06d}") for lineage in range(1000) for round_ in range(1, 5))
     expected = 4000 / 6
-    assert set(drawn) == set(OPERATIONS)
-    assert sum((count - expected) ** 2 / expected for count in drawn.values()) < 20.5  # p = 0.001 at 5 degrees
-    other = replace(settings, seed=1)
-    first = [drawn_operation(settings, lineage=f"{n:06d}", round_=1).name for n in range(50)]
-    assert first == [drawn_operation(settings, lineage=f"{n:06d}", round_=1).name for n in range(50)]
-    assert first != [drawn_operation(other, lineage=f"{n:06d}", round_=1).name for n in range(50)]
+    assert set(counts) == set(config().operations)
+    assert sum((count - expected) ** 2 / expected for count in counts.values()) < 20.5  # p = 0.001 at 5 degrees
+    first = [drawn(1, lineage=f"{n:06d}") for n in range(50)]
+    assert first == [drawn(1, lineage=f"{n:06d}") for n in range(50)]
+    assert first != [drawn(1, lineage=f"{n:06d}", seed=1) for n in range(50)]
 
 
 def test_depth_counts_the_accepted_in_depth_rounds_only() -> None:
@@ -170,7 +178,7 @@ def test_a_failed_round_is_kept_with_its_reason_and_the_instruction_tried_again_
     lineage = evolved(model=model)
     (rejected,) = lineage.rejected
     assert (rejected.lineage, rejected.round, rejected.rule) == ("000007", 2, rule)
-    assert rejected.operation == drawn_operation(config(), lineage="000007", round_=2).name
+    assert rejected.operation == drawn(2)
     assert rejected.evidence
     assert rejected.source == "seeds.jsonl"
     assert [record.round for record in lineage.records] == [0, 1, 3, 4]

@@ -25,11 +25,12 @@ from configs.errors import UserError
 from configs.folder import FolderError, read_complete
 from configs.loader import dump
 from data_gen import operations, shards, world
-from data_gen.config import EvolveConfig, Faults, OpenAICompatible, SeedFile, Simulated, SimulatedSeeds
-from data_gen.generate import GenerateError, generate
+from data_gen.config import EvolveConfig, Faults, OpenAICompatible, Price, SeedFile, Simulated, SimulatedSeeds
+from data_gen.generate import generate
 from data_gen.llm.server import SimulatedServer
 
 CONTENT_FAULTS = Faults(unchanged=0.1, refusal=0.05, copied_prompt=0.05, empty=0.05, truncated=0.03, filtered=0.02)
+FREE = Price(input=0.0, output=0.0)
 CONFIG = EvolveConfig(seeds=SimulatedSeeds(count=24), llm=Simulated(faults=CONTENT_FAULTS), records_per_shard=40)
 
 
@@ -151,7 +152,7 @@ def test_progress_counts_the_lineages_up(tmp_path: Path) -> None:
 
     def watch(done: int, total: int, facts: Mapping[str, int | str]) -> None:
         seen.append((done, total))
-        assert (facts["records"], facts["rejected"]) != (0, 0) or not done
+        assert (facts["records"], facts["dropped"]) != (0, 0) or not done
 
     generate(replace(CONFIG, seeds=SimulatedSeeds(count=5)), tmp_path / "out", progress=watch)
     assert seen == [(done, 5) for done in range(6)]
@@ -173,7 +174,7 @@ def test_progress_counts_the_lineages_up(tmp_path: Path) -> None:
         ({"llm": Simulated(faults=Faults(rate_limited=0.1))}, "llm.faults.rate_limited has no effect"),
         ({"llm": OpenAICompatible(model="m", timeout_seconds=0.0)}, "timeout_seconds = 0"),
         ({"llm": OpenAICompatible(model="m", timeout_seconds=float("nan"))}, "timeout_seconds = nan"),
-        ({"llm": OpenAICompatible(model="m", api_key_env="NO_SUCH_KEY_IS_SET")}, "NO_SUCH_KEY_IS_SET"),
+        ({"llm": OpenAICompatible(model="m", api_key_env="NO_SUCH_KEY_IS_SET", price=FREE)}, "NO_SUCH_KEY_IS_SET"),
         ({"seeds": SeedFile(path="no/such/file.json")}, "no/such/file.json"),
     ],
 )
@@ -187,7 +188,7 @@ def test_settings_that_can_not_work_are_refused_before_anything_is_made(
 
 def test_when_nothing_survives_it_is_said_and_the_folder_is_not_complete(tmp_path: Path) -> None:
     config = replace(CONFIG, llm=Simulated(faults=Faults(filtered=1.0)))
-    with pytest.raises(GenerateError, match="refused_request 120"):
+    with pytest.raises(UserError, match="refused_request 120"):
         generate(config, tmp_path / "out", progress=quiet)
     assert len((tmp_path / "out" / "rejected.jsonl").read_text().splitlines()) == 120
     assert not (tmp_path / "out" / "complete.json").exists()
@@ -197,7 +198,7 @@ def test_when_nothing_survives_it_is_said_and_the_folder_is_not_complete(tmp_pat
 
 
 def over_http(server: SimulatedServer, **changes: Any) -> EvolveConfig:
-    llm = OpenAICompatible(model="simulated-llm", base_url=server.base_url, timeout_seconds=20.0)
+    llm = OpenAICompatible(model="simulated-llm", base_url=server.base_url, price=FREE, timeout_seconds=20.0)
     return replace(CONFIG, llm=llm, **changes)
 
 
@@ -254,7 +255,7 @@ def test_what_gave_up_is_asked_anew_by_a_run_that_is_started_again(tmp_path: Pat
     with serving(Faults()) as server:
         pass
     config = over_http(server, seeds=SimulatedSeeds(count=2), rounds=1, max_attempts=1)
-    with pytest.raises(GenerateError, match=r"gave_up 4.*started again"):
+    with pytest.raises(UserError, match=r"gave_up 4.*started again"):
         generate(config, tmp_path / "out", progress=quiet)
     with serving(Faults()) as server:
         again = over_http(server, seeds=SimulatedSeeds(count=2), rounds=1, max_attempts=1)
@@ -269,7 +270,7 @@ def test_a_provider_that_never_answers_ends_the_run_and_drops_nothing(
     with serving(Faults()) as server:
         pass
     config = over_http(server, max_attempts=1, concurrency=8)
-    with pytest.raises(GenerateError, match="20 requests in a row"):
+    with pytest.raises(UserError, match="20 requests in a row"):
         generate(config, tmp_path / "out", progress=quiet)
     gc.collect()
     assert not caplog.messages, "several lineages failed at once, and the run says it once"
@@ -277,15 +278,15 @@ def test_a_provider_that_never_answers_ends_the_run_and_drops_nothing(
     with contextlib.closing(sqlite3.connect(tmp_path / "out" / "journal.sqlite")) as journal:
         assert journal.execute("SELECT count(*) FROM lineages").fetchone() == (0,)
     with serving(Faults()) as server:
-        llm = OpenAICompatible(model="simulated-llm", base_url=server.base_url)
+        llm = OpenAICompatible(model="simulated-llm", base_url=server.base_url, price=FREE)
         summary = generate(replace(config, llm=llm), tmp_path / "out", progress=quiet)
     assert summary["rejected"] == 0 or "gave_up" not in summary["by_rule"]
 
 
 def test_a_model_that_does_not_exist_ends_the_run(tmp_path: Path) -> None:
     with serving(Faults()) as server:
-        llm = OpenAICompatible(model="m", base_url=server.base_url.replace("/v1", "/v7"))
-        with pytest.raises(GenerateError, match="can not be used"):
+        llm = OpenAICompatible(model="m", base_url=server.base_url.replace("/v1", "/v7"), price=FREE)
+        with pytest.raises(UserError, match="can not be used"):
             generate(replace(CONFIG, llm=llm), tmp_path / "out", progress=quiet)
 
 
@@ -385,6 +386,6 @@ def test_plain_instructions_evolve_over_http_with_every_fault_on(tmp_path: Path)
         summary = generate(over_http(server, seeds=SeedFile(path=str(seeds))), tmp_path / "out", progress=quiet)
     records = list(shards.read_dataset(tmp_path / "out"))
     assert summary["records"] + summary["rejected"] == len(rows) * 5
-    assert set(summary["by_operation"]) == set(operations.OPERATIONS)
+    assert set(summary["by_operation"]) == set(operations.PUBLISHED)
     assert {record.steps for record in records} == {0}
     assert max(record.depth for record in records) >= 3

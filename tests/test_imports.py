@@ -31,7 +31,7 @@ LEVELS = (
     {"runs"},
     {"evaluate", "transfer"},
     {"report"},
-    {"quickstart"},
+    {"quickstart", "data_verbs"},
     {"cli"},
     {"__main__"},
 )

@@ -20,7 +20,8 @@ import pytest
 
 from data_gen.config import Simulated
 from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
-from data_gen.llm.journal import Journal, SavedLineage
+from data_gen.llm.journal import Journal
+from data_gen.llm.journal_file import SavedLineage
 from data_gen.llm.server import SimulatedServer
 
 CHILD: dict[str, Any] = {

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from data_gen.config import EvolveConfig, OpenAICompatible, SeedFile
-from data_gen.generate import GenerateError, generate
+from configs.errors import UserError
+from data_gen.config import EvolveConfig, OpenAICompatible, Price, SeedFile
+from data_gen.generate import generate
 
 
 class Refusing(ThreadingHTTPServer):
@@ -54,12 +55,15 @@ def refusing(*, word: str, message: str, code: str | None = None) -> Iterator[Re
             thread.join()
 
 
+FREE = Price(input=0.0, output=0.0)
+
+
 def config(server: Refusing, folder: Path) -> EvolveConfig:
     """Thirty seeds, one of which speaks of eels."""
     seeds = folder / "seeds.jsonl"
     rows = [{"prompt": f"Name {number} animals" + " like eels" * (number == 7)} for number in range(30)]
     seeds.write_text("\n".join(map(json.dumps, rows)))
-    llm = OpenAICompatible(model="m", base_url=server.base_url, api_key_env="NO_SUCH_KEY")
+    llm = OpenAICompatible(model="m", base_url=server.base_url, price=FREE, api_key_env="NO_SUCH_KEY")
     return EvolveConfig(seeds=SeedFile(path=str(seeds)), llm=llm, rounds=0, concurrency=4)
 
 
@@ -76,7 +80,7 @@ def quiet(done: int, total: int, facts: Mapping[str, int | str]) -> None:
 def test_a_setting_that_the_server_does_not_take_ends_the_run_and_refuses_no_request_for_good(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with refusing(word="seed", message="extra field: seed") as server:
-        with pytest.raises(GenerateError, match=r"can not be used.*400.*extra field: seed"):
+        with pytest.raises(UserError, match=r"can not be used.*400.*extra field: seed"):
             generate(config(server, tmp_path), out, progress=quiet)
         assert refusals(out) == 0
         server.word = "nothing at all"

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from data_gen import operations
-from data_gen.config import EvolveConfig, OpenAICompatible, SeedFile
+from data_gen.config import EvolveConfig, OpenAICompatible, Price, SeedFile
 from data_gen.generate import generate
 
 
@@ -60,9 +60,12 @@ def test_a_lineage_whose_replies_are_slow_holds_up_no_later_round_of_another(tmp
         thread.start()
         try:
             llm = OpenAICompatible(
-                model="m", base_url=f"http://127.0.0.1:{server.server_port}/v1", api_key_env="NO_SUCH_KEY"
+                model="m",
+                base_url=f"http://127.0.0.1:{server.server_port}/v1",
+                api_key_env="NO_SUCH_KEY",
+                price=Price(input=0.0, output=0.0),
             )
-            config = EvolveConfig(seeds=SeedFile(path=str(seeds)), llm=llm, rounds=4, concurrency=4)
+            config = EvolveConfig(seeds=SeedFile(path=str(seeds)), llm=llm, rounds=4, concurrency=4, eliminate=())
             summary = generate(config, tmp_path / "out", progress=watch)
         finally:
             server.go_on.set()

@@ -1,6 +1,7 @@
 """The `wizard` command. Each verb imports what it needs when it is called, so `wizard --help` is quick.
 
-Exit codes: 0 done; 1 a bug; 2 the user's mistake; 42 stopped by SIGTERM, saved, start again; 130 Ctrl-C, saved.
+Exit codes: 0 done; 1 a bug; 2 the user's mistake; 3 the budget is spent, what is there is valid; 42 stopped by SIGTERM,
+saved, start again; 130 Ctrl-C, saved.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import contextlib
 import errno
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from wizard_jax.data_verbs import Verb, add_data_verbs
+from wizard_jax.progress import say
+
 DESCRIPTION = "WizardLM on JAX: evolve instructions, train a LLaMA on them, export, evaluate, report."
 
-_PLACES_TO_MEND = (errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EISDIR, errno.ENOTDIR)
+STAGES = ("evolve", "answer", "train", "eval")
 
-Verb = Callable[[argparse.Namespace], int | None]
-"""Returns an exit code, or None for 0."""
+_PLACES_TO_MEND = (errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EISDIR, errno.ENOTDIR)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,15 +104,16 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=verb)
         return added
 
-    def add_stage(name: str, verb: Verb, text: str) -> None:
+    def add_stage(name: str, verb: Verb, text: str) -> argparse.ArgumentParser:
         stage = add(name, verb, text)
         stage.add_argument("config", help="a .gin file, such as configs/train/quickstart.gin")
         stage.add_argument("settings", nargs="*", metavar="path=value", help="settings that go before the file's")
         stage.add_argument("--out", type=_local, required=True, help="the folder to write; one that was begun goes on")
+        return stage
 
     quickstart = add("quickstart", _quickstart, "run the whole flow, small and offline")
     quickstart.add_argument("--out", type=_local, default=Path("quickstart"), help="where to (default: quickstart)")
-    add_stage("evolve", _evolve, "rewrite seed instructions into harder ones and answer them")
+    add_data_verbs(add, add_stage, local=_local)
     tokenizer = add("tokenizer", _tokenizer, "train a SentencePiece tokenizer on a data set")
     tokenizer.add_argument("dataset", type=Path, help="the folder of wizard evolve")
     tokenizer.add_argument("--chat-format", required=True, help="vicuna, alpaca or wizardlm_7b")
@@ -133,27 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("evaluations", type=Path, nargs="+", metavar="EVAL")
     report.add_argument("--out", type=_local, required=True, help="the .html file to write")
     _add_launch(verbs.add_parser("launch", help="run a verb that is started again when it is cut off"))
-    _add_simulate_llm(
-        add("simulate-llm", _simulate_llm, "serve the simulated model, to clients of OpenAI and of Gemini")
-    )
     _add_config(verbs.add_parser("config", help="show, compare or list settings"))
     doctor = add("doctor", _doctor, "say what is installed, found and writable here")
     doctor.add_argument("folders", type=Path, nargs="*", help="folders that you mean to write to")
     return parser
-
-
-def _add_simulate_llm(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--seed", type=int, default=0, help="of the faults on the wire, and of the latency")
-    parser.add_argument("--requests-per-second", type=float, metavar="R", help="permitted; above it, 429")
-    parser.add_argument("--tokens-per-minute", type=float, metavar="T", help="permitted, in and out; above it, 429")
-    parser.add_argument("--latency-seconds", type=float, default=0.01, metavar="S", help="median (default: 0.01)")
-    parser.add_argument(
-        "--latency-spread", type=float, default=0.0, metavar="X", help="its log-normal sigma (default: 0)"
-    )
-    forms = ("seconds", "date", "garbage", "negative", "huge", "none")
-    parser.add_argument("--retry-after", choices=forms, default="seconds", help="how a 429 says when to come again")
-    parser.add_argument("settings", nargs="*", metavar="fault=share", help="as in rate_limited=0.1 malformed=0.02")
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
@@ -169,18 +156,18 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
 def _add_config(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     show = actions.add_parser("show", help="every setting of a config, and where it comes from")
-    show.add_argument("stage", choices=("evolve", "train", "eval"))
+    show.add_argument("stage", choices=STAGES)
     show.add_argument("config")
     show.add_argument("settings", nargs="*", metavar="path=value")
     show.set_defaults(verb=_config_show)
     diff = actions.add_parser("diff", help="the settings in which two configs differ")
-    diff.add_argument("stage", choices=("evolve", "train", "eval"))
+    diff.add_argument("stage", choices=STAGES)
     diff.add_argument("left")
     diff.add_argument("right")
     diff.add_argument("settings", nargs="*", metavar="path=value", help="for both, such as what they leave open")
     diff.set_defaults(verb=_config_diff)
     paths = actions.add_parser("paths", help="every setting that there is, with type and default")
-    paths.add_argument("stage", choices=("evolve", "train", "eval"))
+    paths.add_argument("stage", choices=STAGES)
     paths.set_defaults(verb=_config_paths)
 
 
@@ -188,21 +175,6 @@ def _quickstart(arguments: argparse.Namespace) -> int:
     from wizard_jax.quickstart import quickstart
 
     return quickstart(arguments.out, run=main)
-
-
-def _evolve(arguments: argparse.Namespace) -> None:
-    from configs.loader import load
-    from data_gen.config import EvolveConfig
-    from data_gen.generate import generate
-    from wizard_jax.progress import show_progress
-
-    config = load(EvolveConfig, [arguments.config], arguments.settings)
-    with show_progress("evolve") as progress:
-        summary = generate(config, arguments.out, progress=progress)
-    rules = summary["by_rule"]
-    most = f", most often by {max(rules, key=rules.get)}" if rules else ""
-    where, page = arguments.out / "dataset", arguments.out / "report.html"
-    _say(f"{summary['records']:,} records in {where}; {summary['rejected']:,} dropped{most}; see {page}")
 
 
 def _tokenizer(arguments: argparse.Namespace) -> None:
@@ -214,7 +186,7 @@ def _tokenizer(arguments: argparse.Namespace) -> None:
     records = read_dataset(arguments.dataset)
     texts = (text for record in records for text in segments(record.turns, chat_format=chat_format))
     tokenizer = train_tokenizer(texts, arguments.out, vocab_size=arguments.vocab_size, digits=arguments.digits)
-    _say(f"{tokenizer.vocab_size:,} pieces in {arguments.out}")
+    say(f"{tokenizer.vocab_size:,} pieces in {arguments.out}")
 
 
 def _pack(arguments: argparse.Namespace) -> None:
@@ -226,7 +198,7 @@ def _pack(arguments: argparse.Namespace) -> None:
     config = _load(TrainConfig, arguments)
     with show_progress("pack") as progress:
         packed = pack(config.data, Tokenizer(config.tokenizer), cache_dir=arguments.out, progress=progress)
-    _say(f"{packed.rows:,} rows in {packed.path}, {packed.stats.efficiency:.1%} filled")
+    say(f"{packed.rows:,} rows in {packed.path}, {packed.stats.efficiency:.1%} filled")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -239,9 +211,7 @@ def _train(arguments: argparse.Namespace) -> None:
     config = _load(TrainConfig, arguments)
     with show_progress("train") as progress:
         summary = train(config, arguments.out, progress=progress)
-    _say(
-        f"{summary['steps']:,} steps on {summary['trained_tokens']:,.0f} trained tokens; the run is in {arguments.out}"
-    )
+    say(f"{summary['steps']:,} steps on {summary['trained_tokens']:,.0f} trained tokens; the run is in {arguments.out}")
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -250,7 +220,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
     check_platforms()
     config = import_model(arguments.source, arguments.out, chat_format=arguments.chat_format)
-    _say(f"a model of {config.n_layers} layers in {arguments.out}; train from it with init=@FromCheckpoint")
+    say(f"a model of {config.n_layers} layers in {arguments.out}; train from it with init=@FromCheckpoint")
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -262,7 +232,7 @@ def _export(arguments: argparse.Namespace) -> None:
     export_model(
         arguments.run, out, step=arguments.step, dtype=arguments.dtype, chat_format=arguments.chat_format or ""
     )
-    _say(f"a Hugging Face folder in {out}")
+    say(f"a Hugging Face folder in {out}")
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -276,7 +246,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     with show_progress("eval") as progress:
         results = evaluate(config, arguments.out, progress=progress)
     bands = ", ".join(f"{band} {b['share']:.2f} (n={b['trials']})" for band, b in results["bands"].items())
-    _say(f"exact match: {bands}; answers are in {arguments.out}")
+    say(f"exact match: {bands}; answers are in {arguments.out}")
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -285,18 +255,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
     arms = comparison.write_report(arguments.evaluations, arguments.out)
     show_table(comparison.HEAD, comparison.comparison_rows(arms))
-    _say(f"the page is {arguments.out}")
-
-
-def _simulate_llm(arguments: argparse.Namespace) -> None:
-    from configs.loader import load
-    from data_gen.config import Faults
-    from data_gen.llm.server import run_server
-    from data_gen.llm.server.service import Conduct
-
-    names = ("seed", "requests_per_second", "tokens_per_minute", "latency_seconds", "latency_spread", "retry_after")
-    conduct = Conduct(**{name: getattr(arguments, name) for name in names})
-    run_server(port=arguments.port, faults=load(Faults, [], arguments.settings), conduct=conduct, say=_say)
+    say(f"the page is {arguments.out}")
 
 
 def _launch_local(arguments: argparse.Namespace) -> int:
@@ -355,6 +314,10 @@ def _root(stage: str) -> type[Any]:
         from data_gen.config import EvolveConfig
 
         return EvolveConfig
+    if stage == "answer":
+        from data_gen.config import AnswerConfig
+
+        return AnswerConfig
     if stage == "train":
         from wizard_jax.train.config import TrainConfig
 
@@ -368,7 +331,3 @@ def _load(root: type[Any], arguments: argparse.Namespace) -> Any:
     from configs.loader import load
 
     return load(root, [arguments.config], arguments.settings)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

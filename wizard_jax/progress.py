@@ -87,6 +87,11 @@ def _figure(value: int | str | float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
 
 
+def say(line: str) -> None:
+    """A line of its own, at once."""
+    print(line, flush=True)
+
+
 def show_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table for the terminal; without one, columns wide enough for what they hold."""
     from rich.console import Console

@@ -29,12 +29,14 @@ from typing import Self, TypeVar, cast
 
 from data_gen.llm import journal_file
 from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
-from data_gen.llm.journal_file import JournalError, Outcome, Spent
+from data_gen.llm.journal_file import JournalError, Outcome, SavedLineage, Spent
+
+JOURNAL = "journal.sqlite"
+"""The journal's name in the folder of a run."""
 
 T = TypeVar("T")
 
 _BATCH = 4096
-_PAGE = 256
 
 
 @dataclass
@@ -43,16 +45,6 @@ class _Asking:
 
     task: asyncio.Task[ChatReply]
     waiting: int = 0
-
-
-@dataclass(frozen=True)
-class SavedLineage:
-    """What came of a seed: for good if `finished`, else until the budget was spent."""
-
-    index: int
-    seed_id: str
-    payload: str
-    finished: bool
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            await self._drain()
+            await self.drain()
         finally:
             self._changes.put(None)
             self._writer.join()
@@ -127,13 +119,7 @@ class Journal:
     def lineages(self) -> Iterator[SavedLineage]:
         """The saved lineages, by index; some hundred in memory at a time."""
         last = -1
-        select = 'SELECT "index", seed_id, payload, finished FROM lineages WHERE "index" > ? ORDER BY "index" LIMIT ?'
-
-        def page(db: sqlite3.Connection) -> list[SavedLineage]:
-            rows = db.execute(select, (last, _PAGE))
-            return [SavedLineage(index, seed_id, payload, bool(done)) for index, seed_id, payload, done in rows]
-
-        while rows := self.read(page):
+        while rows := self.read(partial(journal_file.lineages_after, index=last)):
             yield from rows
             last = rows[-1].index
 
@@ -192,11 +178,11 @@ class Journal:
         tokens = (reply.input_tokens, reply.output_tokens, reply.cached_tokens)
         outcome = Outcome("reply", reply.text, reply.finish_reason, reply.model, *tokens, reply.usd)
         await self.commit(partial(save, outcome=outcome))
-        calls, *paid, usd = self.spent
-        self.spent = Spent(calls + 1, paid[0] + reply.input_tokens, paid[1] + reply.output_tokens, usd + reply.usd)
+        self.spent = self.spent.plus(Spent(1, reply.input_tokens, reply.output_tokens, reply.usd))
         return reply
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
+        """Gives requests that are on the wire their time to come home; to be done before a client is closed."""
         on_the_wire = [asking.task for asking in self._asking.values()]
         if not on_the_wire:
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from data_gen.llm.chat import ChatReply, ChatRequest, FinishReason, Permanent
 _APPLICATION_ID = 0x57495A4A  # "WIZJ", in the file's header
 _FORMAT = 3
 _LOCK_SECONDS = 2.0
+_PAGE = 256  # lineages in memory at a time
 
 _SCHEMA = f"""
 BEGIN;
@@ -71,6 +73,24 @@ class Spent(NamedTuple):
     input_tokens: int = 0
     output_tokens: int = 0
     usd: float = 0.0
+
+    def plus(self, other: Spent) -> Spent:
+        return Spent(
+            self.calls + other.calls,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.usd + other.usd,
+        )
+
+
+@dataclass(frozen=True)
+class SavedLineage:
+    """What came of a seed: for good if `finished`, else until the budget was spent."""
+
+    index: int
+    seed_id: str
+    payload: str
+    finished: bool
 
 
 class Totals(NamedTuple):
@@ -248,6 +268,15 @@ def save_lineage(db: sqlite3.Connection, *, index: int, seed_id: str, payload: s
     )
 
 
+def lineages_after(db: sqlite3.Connection, *, index: int) -> list[SavedLineage]:
+    """The next some hundred saved lineages, by index."""
+    rows = db.execute(
+        'SELECT "index", seed_id, payload, finished FROM lineages WHERE "index" > ? ORDER BY "index" LIMIT ?',
+        (index, _PAGE),
+    )
+    return [SavedLineage(index, seed_id, payload, bool(done)) for index, seed_id, payload, done in rows]
+
+
 def save_decision(db: sqlite3.Connection, *, name: str, payload: str) -> None:
     db.execute("INSERT OR REPLACE INTO decisions VALUES (?, CAST(? AS TEXT))", (name, _utf8(payload)))
 
@@ -271,6 +300,11 @@ def spent_by_round(db: sqlite3.Connection, *, lineage: str) -> dict[int, Spent]:
         f"SELECT round, {sums} FROM outcomes WHERE lineage = ? AND outcome = 'reply' GROUP BY round", (lineage,)
     )
     return {round_: Spent(*spent) for round_, *spent in rows}
+
+
+def usd_by_lineage(db: sqlite3.Connection) -> dict[str, float]:
+    """What each lineage cost so far, in US dollars."""
+    return dict(db.execute("SELECT lineage, sum(usd) FROM outcomes GROUP BY lineage").fetchall())
 
 
 def spent_by_purpose(db: sqlite3.Connection) -> dict[tuple[int, str], Spent]:

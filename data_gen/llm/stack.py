@@ -1,0 +1,159 @@
+"""The models of a run, each with all that stands around it: price, journal, pacing or batch jobs, and who does what.
+
+Pacing( journal( Charged( provider )))        one request at a time
+        journal( Charged( batch jobs ))       half the price, within a day
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Self
+
+from data_gen.config import AnswerConfig, EvolveConfig, Gemini, OpenAICompatible, Provider, Simulated
+from data_gen.llm.batch import BatchChat
+from data_gen.llm.budget import Charged, Ledger
+from data_gen.llm.chat import ChatModel, ChatReply, ChatRequest, Purpose
+from data_gen.llm.journal import Journal
+from data_gen.llm.pacing import Pacing
+from data_gen.llm.pricing import Prices
+from data_gen.llm.simulated import SimulatedChatModel
+from data_gen.llm.standstill import Standstill
+
+if TYPE_CHECKING:
+    from data_gen.llm.gemini import GeminiChat
+    from data_gen.llm.openai import OpenAIChat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast each model may be asked; see `Pacing`."""
+
+    concurrency: int
+    max_attempts: int
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+
+    @classmethod
+    def of(cls, config: EvolveConfig | AnswerConfig) -> Self:
+        return cls(
+            concurrency=config.concurrency,
+            max_attempts=config.max_attempts,
+            requests_per_minute=config.requests_per_minute,
+            tokens_per_minute=config.tokens_per_minute,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """What a run asks: `model` passes each request on to whoever has its purpose."""
+
+    model: ChatModel
+    ledger: Ledger
+    standstill: Standstill
+    pacings: tuple[Pacing, ...]
+    batches: tuple[BatchChat, ...]
+
+
+_SETTING: Mapping[Purpose, str] = MappingProxyType({"answer": "answerer", "judge": "judge"})
+"""Where a provider stands that is not `llm`."""
+
+
+def cast(config: EvolveConfig) -> dict[Purpose, Provider]:
+    """Who does what in a run."""
+    answerer, judge = config.answerer or config.llm, config.judge or config.llm
+    return {
+        "evolve": config.llm,
+        "answer": answerer,
+        "judge": judge,
+        "difficulty": judge,
+        "rank": judge,
+        "contamination": judge,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The providers of a run, with their keys and prices found; nothing was sent yet."""
+
+    providers: Mapping[Purpose, Provider]
+    prices: Mapping[Provider, Prices]
+    clients: Mapping[Provider, OpenAIChat | GeminiChat]
+
+
+def prepare(providers: Mapping[Purpose, Provider], *, models: Sequence[str] = ()) -> Prepared:
+    """Finds keys and prices; `models` are those of a mixture, which the first provider serves beside its own.
+
+    Raises:
+      UserError: no key or credentials, an address that is none, or no price.
+    """
+    prices: dict[Provider, Prices] = {}
+    clients: dict[Provider, OpenAIChat | GeminiChat] = {}
+    for purpose, provider in providers.items():
+        if provider in prices:
+            continue
+        setting = _SETTING.get(purpose, "llm")
+        prices[provider] = Prices(provider, models=() if prices else models, setting=setting)
+        if not isinstance(provider, Simulated):
+            clients[provider] = _client(provider)
+    return Prepared(providers=providers, prices=prices, clients=clients)
+
+
+@contextlib.asynccontextmanager
+async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pace: Pace) -> AsyncIterator[Stack]:
+    """Opens each provider once, whatever it is there for, and closes it in the end."""
+    standstill = Standstill()
+    opened: dict[Provider, ChatModel] = {}
+    pacings: list[Pacing] = []
+    batches: list[BatchChat] = []
+    # Clients are closed last, when what is on the wire has come home; batch jobs go on without us.
+    async with contextlib.AsyncExitStack() as clients, _drained(journal), contextlib.AsyncExitStack():
+        for provider, prices in prepared.prices.items():
+            inner: ChatModel
+            if isinstance(provider, Simulated):
+                inner = SimulatedChatModel(provider)
+            else:
+                inner = await clients.enter_async_context(prepared.clients[provider])
+            model = journal.wrap(Charged(inner, prices=prices, ledger=ledger))
+            if not isinstance(inner, BatchChat):
+                model = Pacing(model, **vars(pace))
+                pacings.append(model)
+            opened[provider] = model
+        yield Stack(
+            model=_ByPurpose({purpose: opened[provider] for purpose, provider in prepared.providers.items()}),
+            ledger=ledger,
+            standstill=standstill,
+            pacings=tuple(pacings),
+            batches=tuple(batches),
+        )
+
+
+@contextlib.asynccontextmanager
+async def _drained(journal: Journal) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await journal.drain()
+
+
+def _client(provider: OpenAICompatible | Gemini) -> OpenAIChat | GeminiChat:
+    """Whoever answers over HTTP; the client libraries take seconds to import, so only those who need one do."""
+    if isinstance(provider, OpenAICompatible):
+        from data_gen.llm.openai import OpenAIChat
+
+        return OpenAIChat(provider)
+    from data_gen.llm.gemini import GeminiChat
+
+    return GeminiChat(provider)
+
+
+@dataclass(frozen=True)
+class _ByPurpose:
+    """A `ChatModel` that passes each request on to whoever has its purpose."""
+
+    models: Mapping[Purpose, ChatModel]
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        return await self.models[request.key.purpose].complete(request)

@@ -1,0 +1,299 @@
+"""Piece after piece of a run, many side by side, from where an earlier process stopped to the last or to the budget.
+
+A piece is a seed that is evolved through all its rounds, or a record that is answered anew. Each is a task of its
+own, so nothing waits for the end of a round, and a bounded number is open at once. Pieces are read as they are
+needed; what one came to is committed to the journal and forgotten here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from time import monotonic
+from typing import Any, Literal, Protocol
+
+from configs.errors import UserError
+from configs.interrupt import Interrupted, StopFlag
+from data_gen import sources
+from data_gen.evolve import Lineage
+from data_gen.forecast import Forecast
+from data_gen.llm import journal_file
+from data_gen.llm.chat import Ambiguous, BudgetSpent, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
+from data_gen.llm.journal import Journal
+from data_gen.llm.stack import Stack
+from data_gen.records import Record, Rejected
+
+BUDGET_SPENT = 3
+"""The exit code of a run that its budget ended."""
+
+LOST_IN_A_ROW = 20
+"""So many requests that gave up one after another, with no reply between, mean that nobody is there."""
+
+_OPEN_PER_PLACE = 2  # open pieces per request in flight: while one waits for the disk, another is ready to send
+_MOST_OPEN = 2048  # more than that keep no model busier, and each holds its texts
+_POLL_SECONDS = 0.05  # how soon a signal is heeded
+_TOLD_SECONDS = 0.5  # between two updates of what is shown
+_RATE_SECONDS = 60.0  # over which rates are taken
+_RULES_SHOWN = 4
+
+
+class RunError(UserError):
+    """A run can not go on; what was answered so far is in its journal."""
+
+
+class BudgetReached(Interrupted):
+    """The budget is spent. What is there is a valid data set, and a larger budget goes on from it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(BUDGET_SPENT, why)
+
+
+class Progress(Protocol):
+    def __call__(self, done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
+        """`done` of `total` pieces are finished; `facts` are figures worth showing beside that."""
+        ...
+
+
+Outcomes = Callable[[Record, ChatModel], AsyncGenerator[Record | Rejected, None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What there is to do: pieces by their number, in a fixed order, and what is done to each."""
+
+    total: int
+    pieces: Callable[[], Iterator[tuple[int, Record]]]
+    outcomes: Outcomes
+    open_at_once: int
+
+    def first(self, count: int) -> Work:
+        """The first so many pieces."""
+        return replace(self, total=min(count, self.total), pieces=lambda: islice(self.pieces(), count))
+
+
+def places(concurrency: int, *, stack: Stack, total: int) -> int:
+    """How many pieces to have open at once; with batch jobs all of them, so that one request of each is one job."""
+    return total if stack.batches else min(_OPEN_PER_PLACE * concurrency, _MOST_OPEN)
+
+
+@dataclass
+class Run:
+    """One process's part in a run. `budget_spent` says why it stopped before the last piece, if it did."""
+
+    journal: Journal
+    stack: Stack
+    progress: Progress
+    stop: StopFlag
+    total: int
+    done: int = 0
+    budget_spent: BudgetSpent | None = None
+    lost_in_a_row: int = 0
+    facts: Counter[str] = field(default_factory=Counter)
+    rules: Counter[str] = field(default_factory=Counter)
+    forecast: Forecast = field(default_factory=Forecast)
+    _finished: set[int] = field(default_factory=set)
+    _samples: deque[tuple[float, int, int]] = field(default_factory=deque)
+
+    @property
+    def unfinished(self) -> str:
+        """Why the run is not through, and what is left; empty where it is."""
+        if self.budget_spent is None:
+            return ""
+        left = f"{self.total - self.done:,} of {self.total:,} are left"
+        return f"{self.budget_spent}; {left}: what is there is a valid data set, and a larger budget goes on from it"
+
+    @contextlib.asynccontextmanager
+    async def going_on(self) -> AsyncGenerator[None, None]:
+        """Recalls what earlier processes finished, and shows how far the run is while it is entered."""
+        self._recall()
+        showing = asyncio.create_task(self._keep_showing())
+        try:
+            yield
+        finally:
+            showing.cancel()
+            await asyncio.gather(showing, return_exceptions=True)
+            if self.done < self.total:
+                self._show()
+
+    async def through(self, work: Work) -> None:
+        """Finishes every piece; one in which a request gave up is tried once more when all others are done.
+
+        What was answered is in the journal, and a provider that was down for a while may be back.
+
+        Raises:
+          RunError: a model can not be used at all.
+          Interrupted: a signal came; requests in flight were given time to come home.
+        """
+        missing = (piece for piece in work.pieces() if piece[0] not in self._finished)
+        put_off = await self._pass(missing, work=work, unanswered="put off")
+        if put_off and self.budget_spent is None:
+            again = (piece for piece in work.pieces() if piece[0] in put_off)
+            await self._pass(again, work=work, unanswered="drop")
+
+    def answering(self, unanswered: Literal["put off", "drop"] = "drop") -> Answering:
+        """The models of this run, for one piece."""
+        return Answering(self.stack.model, run=self, unanswered=unanswered)
+
+    def _recall(self) -> None:
+        """The pieces that earlier processes finished; one in which a request gave up is not.
+
+        Nobody answered then, and somebody may now.
+        """
+        costs = self.journal.read(journal_file.usd_by_lineage)
+        for saved in self.journal.lineages():
+            self.stop.raise_if_set()
+            if not saved.finished:
+                continue
+            lineage = Lineage.from_json(saved.payload)
+            if any(rejected.rule == "gave_up" for rejected in lineage.rejected):
+                continue
+            self._finished.add(saved.index)
+            self._count(lineage, usd=costs.get(saved.seed_id.partition(" ")[0], 0.0))
+
+    async def _pass(
+        self, pieces: Iterator[tuple[int, Record]], *, work: Work, unanswered: Literal["put off", "drop"]
+    ) -> set[int]:
+        """Works on the pieces, so many at once; returns those that were put off."""
+        put_off: set[int] = set()
+
+        async def worker() -> None:
+            for index, piece in pieces:
+                model = self.answering(unanswered)
+                with self.stack.standstill.lineage():
+                    try:
+                        outcomes = await self._outcomes(piece, model, work=work)
+                    except _PutOff:
+                        put_off.add(index)
+                        continue
+                    await self._save(index, piece, outcomes, model=model)
+                if self.budget_spent:
+                    return
+
+        places = min(work.open_at_once, work.total)
+        await self.all([asyncio.create_task(worker()) for _ in range(places)])
+        return put_off
+
+    async def _outcomes(self, piece: Record, model: Answering, *, work: Work) -> list[Record | Rejected]:
+        """All that a piece comes to, or as much as the budget allows."""
+        outcomes: list[Record | Rejected] = []
+        async with contextlib.aclosing(work.outcomes(piece, model)) as coming:
+            try:
+                async for outcome in coming:
+                    outcomes.append(outcome)  # noqa: PERF401 - what came before the budget was spent stays
+            except BudgetSpent as error:
+                model.cut_short = True
+                self.budget_spent = self.budget_spent or error
+        return outcomes
+
+    async def _save(
+        self, index: int, piece: Record, outcomes: Sequence[Record | Rejected], *, model: Answering
+    ) -> None:
+        lineage = Lineage.of(outcomes)
+        finished = not model.cut_short
+        await self.journal.save_lineage(
+            index, seed_id=sources.seed_id(piece), payload=lineage.to_json(), finished=finished
+        )
+        if finished:
+            self._finished.add(index)
+            self._count(lineage, usd=model.usd)
+            self._show()
+
+    def _count(self, lineage: Lineage, *, usd: float) -> None:
+        self.done += 1
+        self.forecast.add(usd)
+        self.facts.update(records=len(lineage.records), dropped=len(lineage.rejected))
+        self.rules.update(rejected.rule for rejected in lineage.rejected)
+
+    async def all(self, workers: Iterable[asyncio.Task[Any]]) -> None:
+        """Waits for all, or for the first failure or a signal; then the journal drains what is in flight."""
+        running = set(workers)
+        failed: BaseException | None = None
+        while running and failed is None and self.stop.exit_code is None:
+            ended, running = await asyncio.wait(running, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            # Each is asked for its error: asyncio prints one that nobody has seen, behind our own message.
+            errors = [task.exception() for task in ended if not task.cancelled()]
+            failed = next((error for error in errors if error), None)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        if isinstance(failed, Permanent) and not isinstance(failed, BudgetSpent):
+            raise RunError(
+                f"the model can not be used: {failed}. What was answered so far is saved: "
+                "mend this and start the same command again"
+            ) from failed
+        if failed is not None:
+            raise failed
+        self.stop.raise_if_set()
+
+    # --- what is shown
+
+    async def _keep_showing(self) -> None:
+        while True:
+            self._show()
+            await asyncio.sleep(_TOLD_SECONDS)
+
+    def _show(self) -> None:
+        journal, spent = self.journal, self.journal.spent
+        now = monotonic()
+        if not self._samples or now - self._samples[-1][0] >= _TOLD_SECONDS:
+            self._samples.append((now, journal.asked, spent.input_tokens + spent.output_tokens))
+        while now - self._samples[0][0] > _RATE_SECONDS:
+            self._samples.popleft()
+        before, asked, tokens = self._samples[0]
+        minutes = max(now - before, _TOLD_SECONDS) / 60
+        facts: dict[str, int | str | float] = {
+            "records": self.facts["records"],
+            "dropped": self.facts["dropped"],
+            **{rule.replace("_", " "): count for rule, count in self.rules.most_common(_RULES_SHOWN)},
+            "asked": journal.asked,
+            "from the journal": journal.cached,
+            "requests/min": round((journal.asked - asked) / minutes),
+            "tokens/min": round((spent.input_tokens + spent.output_tokens - tokens) / minutes),
+            "429s": sum(pacing.rate_limited for pacing in self.stack.pacings),
+            "in flight": sum(pacing.in_flight for pacing in self.stack.pacings),
+            "spent": f"${spent.usd:,.2f}",
+        }
+        if spent.usd and (interval := self.forecast.total(self.total - self.done, spent=spent.usd)):
+            facts["in all about"] = str(interval)
+        self.progress(self.done, self.total, facts)
+
+
+class _PutOff(Exception):
+    """A request gave up. Its piece stops here, for what would be paid for its later rounds depends on the answer."""
+
+
+@dataclass
+class Answering:
+    """A `ChatModel` for one piece, which adds up what the piece costs.
+
+    A request that gave up puts the piece off, or drops its candidate. When nobody answers at all the run ends,
+    instead of dropping one candidate after another.
+    """
+
+    inner: ChatModel
+    run: Run
+    unanswered: Literal["put off", "drop"]
+    usd: float = 0.0
+    cut_short: bool = False
+    """The budget was spent before the piece was through."""
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        try:
+            reply = await self.inner.complete(request)
+        except (NotSent, Ambiguous, Permanent) as error:
+            if isinstance(error, Permanent) and error.scope != "unclear":
+                raise
+            self.run.lost_in_a_row += 1
+            if self.run.lost_in_a_row < LOST_IN_A_ROW:
+                if self.unanswered == "put off":
+                    raise _PutOff from error
+                raise
+            text = f"{LOST_IN_A_ROW} requests in a row were given up without an answer, the last one for: {error}"
+            raise Permanent(text, scope="run") from error
+        self.run.lost_in_a_row = 0
+        self.usd += reply.usd
+        return reply

@@ -1,0 +1,103 @@
+"""What no run could do: combinations of settings that are refused before anything is sent."""
+
+from __future__ import annotations
+
+import difflib
+import math
+
+from configs.errors import UserError
+from data_gen import shards
+from data_gen.config import WIRE_FAULTS, AnswerConfig, EvolveConfig, Pilot, Provider, Simulated
+from data_gen.operations import OPERATIONS
+
+
+class SettingsError(UserError):
+    """Settings that no run could use; says which, and what to set instead."""
+
+
+def check(config: EvolveConfig) -> None:
+    """Raises SettingsError (or ShardError, of the data set's name) for settings that no run could use."""
+    _check_operations(config.operations)
+    shards.check_layout(name=config.name, records_per_shard=config.records_per_shard)
+    _check_numbers(config)
+    if config.rounds < 0 or config.open_lineages < 0:
+        raise SettingsError(f"rounds = {config.rounds}, open_lineages = {config.open_lineages}: at least 0")
+    _check_pilot(config)
+    for path in ("llm", "answerer", "judge"):
+        if provider := getattr(config, path):
+            _check_provider(provider, path=path)
+    if config.mixture and isinstance(config.llm, Simulated):
+        raise SettingsError("mixture has no effect on the simulated model in this process: it is a single one")
+
+
+def check_answer(config: AnswerConfig) -> None:
+    """Raises SettingsError (or ShardError, of the data set's name) for settings by which nothing can be answered."""
+    shards.check_layout(name=config.name, records_per_shard=config.records_per_shard)
+    _check_numbers(config)
+    _check_provider(config.llm, path="llm")
+    if (config.style == "length") != (config.words > 0):
+        raise SettingsError(
+            f"style = {config.style!r}, words = {config.words}: 'length' needs words, and no other has any"
+        )
+
+
+def _check_numbers(config: EvolveConfig | AnswerConfig) -> None:
+    for name, least in {"max_tokens": 1, "concurrency": 1, "max_attempts": 1, "temperature": 0}.items():
+        if not getattr(config, name) >= least:
+            raise SettingsError(f"{name} = {getattr(config, name)}: it must be at least {least}")
+    if math.isinf(config.temperature):
+        raise SettingsError(f"temperature = {config.temperature}: it must be finite")
+    if not 0 < config.top_p <= 1:
+        raise SettingsError(f"top_p = {config.top_p}: it must be above 0 and at most 1")
+    for name in ("requests_per_minute", "tokens_per_minute"):
+        rate = getattr(config, name)
+        if rate is not None and not 0 < rate < math.inf:
+            raise SettingsError(f"{name} = {rate}: it must be above 0; None sets no limit")
+
+
+def _check_operations(operations: tuple[str, ...]) -> None:
+    if not operations:
+        raise SettingsError(f"operations is empty: name at least one of {', '.join(OPERATIONS)}")
+    for name in operations:
+        if name not in OPERATIONS:
+            near = difflib.get_close_matches(name, OPERATIONS, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(OPERATIONS)}"
+            raise SettingsError(f"operations: there is no operation {name!r}; {meant}")
+    if len(set(operations)) < len(operations):
+        raise SettingsError("operations: one is named twice; they are chosen from with equal probability")
+
+
+def _check_pilot(config: EvolveConfig) -> None:
+    pilot = config.pilot
+    if not 0 < pilot.floor * len(config.operations) <= 1:
+        raise SettingsError(
+            f"pilot.floor = {pilot.floor}: above 0, and at most {1 / len(config.operations):.4g} with "
+            f"{len(config.operations)} operations"
+        )
+    if pilot.lineages < 1:
+        raise SettingsError(f"pilot.lineages = {pilot.lineages}: it must be at least 1")
+    if config.choice == "uniform" and config.stop == "never" and pilot != Pilot():
+        raise SettingsError("pilot has no effect: set choice = 'bandit' or stop = 'run' or 'lineage' as well")
+    if config.shard.count > 1 and needs_pilot(config):
+        raise SettingsError(
+            "shard: each part would learn from a pilot of its own, and the parts would not make one data set; "
+            "set choice = 'uniform' and stop = 'never' or 'lineage', or run all in one process"
+        )
+
+
+def needs_pilot(config: EvolveConfig) -> bool:
+    """Whether the run settles something for all lineages from what the first ones came to."""
+    return config.choice == "bandit" or config.stop == "run"
+
+
+def _check_provider(provider: Provider, *, path: str) -> None:
+    if not isinstance(provider, Simulated):
+        if not provider.timeout_seconds > 0:
+            raise SettingsError(f"{path}.timeout_seconds = {provider.timeout_seconds}: it must be above 0")
+        return
+    for name in WIRE_FAULTS:
+        if getattr(provider.faults, name):
+            raise SettingsError(
+                f"{path}.faults.{name} has no effect on the simulated model in this process: serve it with "
+                f"wizard simulate-llm {name}=..., and set {path} = @OpenAICompatible"
+            )
