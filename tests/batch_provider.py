@@ -12,7 +12,17 @@ from typing import BinaryIO, Literal
 from data_gen.config import Simulated
 from data_gen.llm.batch_join import Result, fingerprint
 from data_gen.llm.batch_service import JobState, Line
-from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
+from data_gen.llm.chat import (
+    Ambiguous,
+    ChatError,
+    ChatModel,
+    ChatReply,
+    ChatRequest,
+    Message,
+    NotSent,
+    Permanent,
+    RequestKey,
+)
 from data_gen.llm.simulated import SimulatedChatModel
 
 
@@ -135,3 +145,15 @@ def _request(sent: dict[str, object]) -> ChatRequest:
         max_tokens=64,
         seed=seed,
     )
+
+
+@dataclass
+class Counting:
+    """Notes how many requests each lineage has sent so far."""
+
+    inner: ChatModel
+    asked: dict[str, int] = field(default_factory=dict)
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        self.asked[request.key.lineage] = self.asked.get(request.key.lineage, 0) + 1
+        return await self.inner.complete(request)

@@ -11,11 +11,11 @@ import contextlib
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from batch_provider import Provider
+from batch_provider import Counting, Provider
 
 from data_gen import world
 from data_gen.config import EvolveConfig, OpenAIBatch, Simulated, SimulatedSeeds
@@ -388,18 +388,6 @@ def test_a_provider_that_stays_away_ends_the_wait_and_leaves_the_job_to_be_found
 
 
 # --- under a run
-
-
-@dataclass
-class Counting:
-    """Notes how many requests each lineage has sent so far."""
-
-    inner: ChatModel
-    asked: dict[str, int] = field(default_factory=dict)
-
-    async def complete(self, request: ChatRequest) -> ChatReply:
-        self.asked[request.key.lineage] = self.asked.get(request.key.lineage, 0) + 1
-        return await self.inner.complete(request)
 
 
 @pytest.mark.parametrize(("lineages", "rounds"), [(6, 2), (20, 4)])
