@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 
 from configs.loader import ConfigError, load
-from data_gen.config import EvolveConfig
+from data_gen.config import AnswerConfig, EvolveConfig
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.train.config import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-ROOTS: dict[str, type] = {"evolve": EvolveConfig, "train": TrainConfig, "eval": EvalConfig}
+ROOTS: dict[str, type] = {"evolve": EvolveConfig, "answer": AnswerConfig, "train": TrainConfig, "eval": EvalConfig}
 """Folder, which is also the verb -> what its files configure. Files of models/ are included by others."""
 
 LEFT_OPEN = {
     "seeds.path": "seeds.jsonl",
     "data.dataset": "evolved",
+    "dataset": "evolved",
+    "llm.batch.bucket": "gs://bucket/folder",
     "tokenizer": "tokenizer.model",
     "model": "runs/evolved",
     "task.held_out_from": "('evolved',)",
