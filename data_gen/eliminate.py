@@ -151,12 +151,12 @@ def empty_answer(answer: str) -> Reason | None:
 def copied_prompt(candidate: str, *, parent: str) -> Reason | None:
     """Rule 4: the rewritten instruction copies what is in the rewriting prompt and was not in the one before.
 
-    That is a phrase, `COPIED_WORDS` words in a row, or a line of '=' like those that framed the parent, unless it
-    stands alone in the middle and beside no label, where it underlines a heading.
+    That is a phrase more often than it was there, `COPIED_WORDS` words in a row, or a line of '=' like those that
+    framed the parent, unless it stands alone in the middle and beside no label, where it underlines a heading.
     """
     new, old = (" ".join(text.casefold().split()) for text in (candidate, parent))
     for phrase in PROMPT_PHRASES:
-        if phrase in new and phrase not in old:
+        if new.count(phrase) > old.count(phrase):
             return Reason("copied_prompt", f"copies {phrase!r} from the rewriting prompt")
     lines = [line for line in map(str.strip, candidate.split("\n")) if line]
     fence = framing.fence((parent,))

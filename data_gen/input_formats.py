@@ -10,6 +10,7 @@ The others count as data if they do.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def added_blocks(candidate: str, *, parent: str) -> tuple[Block, ...]:
     for block in fenced:  # what stands in a fence is read once, and places stay what they are
         rest += [candidate[place : block.start], "\n" * (block.end - block.start)]
         place = block.end
-    unfenced = _unfenced("".join([*rest, candidate[place:]]))
+    unfenced = _unfenced("".join([*rest, candidate[place:]]), parent=parent)
     blocks = sorted([*fenced, *unfenced], key=lambda block: block.start)
     return tuple(block for block in blocks if block.text.strip() not in parent)
 
@@ -173,14 +174,13 @@ def looks_like(text: str) -> Notation | None:
     return "csv" if len(_rows(begin.strip().split("\n"))) > 1 else None
 
 
-def _unfenced(text: str) -> Iterator[Block]:
+def _unfenced(text: str, *, parent: str) -> Iterator[Block]:
     """Data that stands in a text without a fence."""
     taken: list[tuple[int, int]] = []
-    for finder in (_values, _elements, _paragraphs):
-        for block in finder(text):
-            if all(block.end <= start or end <= block.start for start, end in taken):
-                taken.append((block.start, block.end))
-                yield block
+    for block in itertools.chain(_values(text), _elements(text), _paragraphs(text, parent=parent)):
+        if all(block.end <= start or end <= block.start for start, end in taken):
+            taken.append((block.start, block.end))
+            yield block
 
 
 def _values(text: str) -> Iterator[Block]:
@@ -220,8 +220,8 @@ def _elements(text: str) -> Iterator[Block]:
             place = end
 
 
-def _paragraphs(text: str) -> Iterator[Block]:
-    """SQL, Python, shell commands and rows, up to an empty line, where they parse."""
+def _paragraphs(text: str, *, parent: str) -> Iterator[Block]:
+    """SQL, Python, shell commands and rows, up to an empty line, where they parse; what the parent has is skipped."""
     looks = tries = 0
     for paragraph in re.finditer(r"\S[^\n]*(?:\n[^\n]*\S[^\n]*)*", text):
         lines = paragraph[0].split("\n")
@@ -239,6 +239,8 @@ def _paragraphs(text: str) -> Iterator[Block]:
             if notation in ("sql", "python", "shell"):
                 tries += 1
                 said = "\n".join(lines[number:])
+                if said in parent:
+                    break
                 if fault(said, notation=notation) is None:
                     yield Block(start, paragraph.end(), said, notation)
                     break

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from injections import INJECTIONS
 
 from data_gen import eliminate, framing, world
 from data_gen.config import EvolveConfig, Faults, Simulated, SimulatedSeeds
@@ -311,3 +312,22 @@ def test_without_faults_natural_text_goes_through_its_rounds() -> None:
         assert not [one for one in lineage.rejected if one.rule != "no_gain"]
         assert len(lineage.records) >= 4
         assert all(record.steps == 0 and record.model == NAME for record in lineage.records)
+
+
+@pytest.mark.parametrize("copied", [0.0, 1.0])
+def test_injected_seeds_stay_data_through_all_rounds_or_are_dropped(copied: float) -> None:
+    rules: Counter[str] = Counter()
+    for number, text in enumerate(INJECTIONS):
+        lineage = evolve(seed_record(text, number=number), faults=Faults(copied_prompt=copied))
+        current = text
+        for record in lineage.records[1:]:
+            operation = OPERATIONS[record.operation]
+            assert eliminate.copied_prompt(record.instruction, parent=current) is None
+            if operation.kind == "depth":
+                kept = operation.parse(f"{current}\n|").removesuffix("|").rstrip()  # a label before it is taken off
+                assert record.instruction.startswith(kept)
+            current = record.instruction
+        assert lineage.records[0].instruction == text
+        rules.update(one.rule for one in lineage.rejected)
+        assert len(lineage.records) + len(lineage.rejected) == 5
+    assert rules["copied_prompt"] > 100 if copied else set(rules) <= {"no_gain", "empty_instruction"}
