@@ -177,7 +177,7 @@ class Measure:
     contamination_files: tuple[str, ...] = setting((), doc="test sets that no record may repeat")
     contamination: Literal["flag", "drop"] = setting("flag")
     contamination_ngram: int = setting(13, doc="words in a row that give a record away")
-    contamination_similarity: float = setting(0.5, doc="TF-IDF similarity from which a record is suspected")
+    contamination_similarity: float = setting(0.2, doc="TF-IDF similarity from which a record is suspected")
     contamination_verdict: Literal["retrieval", "model"] = setting(
         "retrieval", doc="'model': the judge decides on what retrieval suspects"
     )
