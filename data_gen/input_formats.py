@@ -226,8 +226,8 @@ def _paragraphs(text: str, *, parent: str) -> Iterator[Block]:
     for paragraph in re.finditer(r"\S[^\n]*(?:\n[^\n]*\S[^\n]*)*", text):
         lines = paragraph[0].split("\n")
         rows = _rows(lines)
-        if len(rows) > 1:
-            said = "\n".join(rows)
+        said = "\n".join(rows)
+        if len(rows) > 1 and fault(said, notation="csv") is None:
             yield Block(paragraph.end() - len(said), paragraph.end(), said, "csv")
             continue
         start = paragraph.start()
@@ -253,7 +253,7 @@ def _rows(lines: Sequence[str]) -> Sequence[str]:
         fields = [line.count(delimiter) for line in lines]
         rows = _same_at_the_end(fields)
         told = lines[len(lines) - rows :]
-        if fields[-1] and rows > 1 and not any(re.search(r"[.?!:]$", line.rstrip()) for line in told):
+        if fields[-1] and rows > 1 and not any(re.search(r"[.?!:;{}]$", line.rstrip()) for line in told):
             return told
     single = _same_at_the_end([bool(re.fullmatch(r"[\w.-]*\w", line.strip())) for line in lines])
     return lines[len(lines) - single :] if single > 2 and re.fullmatch(r"[\w.-]*\w", lines[-1].strip()) else ()

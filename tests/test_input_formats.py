@@ -199,6 +199,7 @@ def test_data_is_found_wherever_it_stands(candidate: str, parent: str) -> None:
     [
         ("Name three primes above 100, and say why.", "Name a prime.", "no data"),
         ("Select an item from the list, and update the plan.", "Select one.", "no data"),
+        ("What is wrong?\n\nint n = 5;\nint m = n + 6;\nint k = 7;", "What is wrong?", "no data"),
         ("Write to <ann@example.org> about [topic], see [1] and {name}.", "Write a letter.", "no data"),
         ("Use it twice:\n```json\n[1, 2]\n```", "Use it:\n```json\n[1, 2]\n```", "no data"),
         ("Sort this:\n[3, 1, ", "Sort a list.", "JSON"),
