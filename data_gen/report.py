@@ -57,7 +57,7 @@ def write_report(
     """Writes `folder`/report.html about the data set in `folder`/dataset and what was dropped, `folder`/rejected.jsonl.
 
     `summary` is what the run counted. `spent` is what it paid, by round and purpose, and `costs` what a lineage did; a
-    data set without a journal has neither. `measures` is as `data_gen.report_measures` reads it. Memory holds counts
+    data set without a journal has neither. `measures` is as `data_gen.figures` reads it. Memory holds counts
     and the lineages shown.
     """
     counts = count(

@@ -119,7 +119,7 @@ def write_dataset(
     if written != count:
         raise ShardError(f"{count} records were announced for {partial}, and {written} came: nothing is kept")
     manifest = finish_folder(partial, name=name, file_format=file_format, shards=shards, description=description)
-    _put_in_place(partial, out)
+    put_in_place(partial, out)
     return manifest
 
 
@@ -296,7 +296,7 @@ def _describe(file: pathlib.Path, *, records: int = 0) -> DataFile:
         return DataFile(file=file.name, bytes=stream.tell(), sha256=digest.hexdigest(), records=records)
 
 
-def _put_in_place(partial: pathlib.Path, out: pathlib.Path) -> None:
+def put_in_place(partial: pathlib.Path, out: pathlib.Path) -> None:
     """Rename a finished folder, durably; what it replaces is gone only after it is there."""
     fsync_folder(partial)
     old = out.with_name(f".{out.name}.replaced")

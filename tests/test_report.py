@@ -14,13 +14,13 @@ import pytest
 from page_reader import PageReader
 
 from data_gen.evolve import Lineage
+from data_gen.figures import Figure, read_figure
 from data_gen.llm import journal_file
 from data_gen.llm.journal_file import Spent
 from data_gen.records import Record, Rejected, Turn
 from data_gen.report import CELLS_SHOWN, LINEAGES_SHOWN, SOURCES_SHOWN, write_report
 from data_gen.report_counts import count, read_rejected
 from data_gen.report_lineages import MOST_CHARACTERS
-from data_gen.report_measures import Figure, read_figure
 from data_gen.shards import read_dataset, write_dataset
 from wizard_jax.cli import main
 

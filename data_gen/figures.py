@@ -1,0 +1,88 @@
+"""Measures as figures: what stands in measures.json, sorted by how it can be shown.
+
+Measures are a mapping, as JSON keeps it, from the name of each to what it says. Where that holds a list "rounds", its
+members are mappings with a "round" and figures. A figure is a number, or an estimate with its interval: [value, low,
+high, n], or a mapping with these names. Any other list of mappings is a table, and everything else is told by name.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Figure(NamedTuple):
+    """A value, and its 95 % interval where there is one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one measure says, sorted by how it can be shown."""
+
+    rounds: Mapping[str, Mapping[int, Figure]]
+    """By name and round."""
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Lists of mappings, such as one for each test file, by name."""
+    others: Mapping[str, str]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The rounds of which there is a figure."""
+        return sorted({number for of in self.rounds.values() for number in of})
+
+
+def figures_of(measured: object) -> Figures:
+    """Sorts out what a measure says."""
+    inner: Mapping[str, Any] = measured if isinstance(measured, Mapping) else {"": measured}
+    rounds: defaultdict[str, dict[int, Figure]] = defaultdict(dict)
+    if _is_table(inner.get("rounds")) and all("round" in row for row in inner["rounds"]):
+        for row in inner["rounds"]:
+            for name, value in row.items():
+                known = read_figure(value)
+                if name != "round" and known is not None:
+                    rounds[name][int(row["round"])] = known
+        inner = {name: value for name, value in inner.items() if name != "rounds"}
+    tables = {name: value for name, value in inner.items() if _is_table(value)}
+    others = _flattened({name: value for name, value in inner.items() if name not in tables})
+    return Figures(dict(rounds), tables, {name: value for name, value in others if value})
+
+
+def read_figure(value: object) -> Figure | None:
+    """A number or an estimate as it stands in JSON; None for anything else."""
+    if isinstance(value, Mapping) and isinstance(value.get("value"), int | float):
+        value = [value["value"], value.get("low"), value.get("high")]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Figure(float(value), None, None)
+    if isinstance(value, list | tuple) and len(value) in (3, 4) and isinstance(value[0], int | float):
+        low, high = (float(end) if isinstance(end, int | float) else None for end in value[1:3])
+        return Figure(float(value[0]), low, high)
+    return None
+
+
+def said(value: object) -> str:
+    """A figure with its interval, or any other value, in words."""
+    known = value if isinstance(value, Figure) else read_figure(value)
+    if known is None:
+        if isinstance(value, list | tuple):
+            return ", ".join(map(said, value[:20])) + (", ..." if len(value) > 20 else "")
+        return "" if value is None else str(value)
+    whole = known.low is None and abs(known.value) < 1e15 and known.value == int(known.value)
+    text = f"{int(known.value):,}" if whole else f"{known.value:.3g}"
+    return text if known.low is None or known.high is None else f"{text} [{known.low:.3g}, {known.high:.3g}]"
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(row, Mapping) and row for row in value)
+
+
+def _flattened(value: object, name: str = "") -> list[tuple[str, str]]:
+    if read_figure(value) is None and isinstance(value, Mapping):
+        inner = [_flattened(part, f"{name}, {key}" if name else str(key)) for key, part in value.items()]
+        return [row for rows in inner for row in rows]
+    return [(name, said(value))]
