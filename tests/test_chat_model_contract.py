@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from data_gen.config import Faults, OpenAICompatible, Simulated
+from data_gen.config import Budget, Faults, Gemini, OpenAICompatible, Price, Simulated
+from data_gen.llm.budget import Charged, Ledger
 from data_gen.llm.chat import ChatModel, ChatReply, ChatRequest, Message, RequestKey
+from data_gen.llm.gemini import GeminiChat
 from data_gen.llm.journal import Journal
 from data_gen.llm.openai import OpenAIChat
 from data_gen.llm.pacing import Pacing
+from data_gen.llm.pricing import Prices
 from data_gen.llm.server import SimulatedServer
 from data_gen.llm.simulated import SimulatedChatModel
 
@@ -35,6 +38,28 @@ async def over_http(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
 
 
 @asynccontextmanager
+async def gemini_over_http(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
+    async with SimulatedServer(Simulated(faults=faults), latency_seconds=0.001) as server:
+        config = Gemini(model="simulated-llm", base_url=server.address)
+        async with GeminiChat(config) as chat:
+            yield chat
+
+
+@asynccontextmanager
+async def ai_studio_over_http(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
+    async with SimulatedServer(Simulated(faults=faults), latency_seconds=0.001) as server:
+        config = Gemini(model="simulated-llm", platform="ai_studio", base_url=server.address, thinking_budget=0)
+        async with GeminiChat(config) as chat:
+            yield chat
+
+
+@asynccontextmanager
+async def charged(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
+    model, ledger = Simulated(faults=faults), Ledger(Budget(usd=1.0, tokens=10**9, calls=1000))
+    yield Charged(SimulatedChatModel(model), prices=Prices(model), ledger=ledger)
+
+
+@asynccontextmanager
 async def journalled(folder: Path, faults: Faults) -> AsyncIterator[ChatModel]:
     async with Journal.open(folder / "journal.sqlite") as journal:
         yield journal.wrap(SimulatedChatModel(Simulated(faults=faults)))
@@ -47,12 +72,16 @@ async def paced(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
 
 @asynccontextmanager
 async def stacked(folder: Path, faults: Faults) -> AsyncIterator[ChatModel]:
+    free = OpenAICompatible(model="simulated-llm", price=Price(input=0.0, output=0.0))
     async with Journal.open(folder / "journal.sqlite") as journal, over_http(folder, faults) as chat:
-        yield Pacing(journal.wrap(chat), concurrency=4, max_attempts=8)
+        spending = Charged(chat, prices=Prices(free), ledger=Ledger(Budget(calls=1000), spent=journal.spent))
+        yield Pacing(journal.wrap(spending), concurrency=4, max_attempts=8)
 
 
 EVERY = pytest.mark.parametrize(
-    "open_model", [in_process, over_http, journalled, paced, stacked], ids=lambda function: function.__name__
+    "open_model",
+    [in_process, over_http, gemini_over_http, ai_studio_over_http, charged, journalled, paced, stacked],
+    ids=lambda function: function.__name__,
 )
 
 
