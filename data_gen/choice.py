@@ -22,11 +22,11 @@ from typing import NamedTuple, Self
 
 from configs.errors import UserError
 
-PRIOR_STEPS = 10
+PRIOR_STEPS = 30
 """A cell counts as much as the wider one that it is drawn towards when it holds so many steps."""
 
-SHARPNESS = 4.0
-"""An operation whose reward is 1/4 of a standard deviation above another's is chosen e times as often, floor apart."""
+SHARPNESS = 3.0
+"""An operation whose reward is 1/3 of a standard deviation above another's is chosen e times as often, floor apart."""
 
 
 class ChoiceError(UserError):
@@ -242,18 +242,22 @@ class Replay(NamedTuple):
 def replayed(logged: Iterable[Logged], plan: Plan) -> Replay:
     """The mean reward per step that `plan` would have had, by inverse propensities: unbiased.
 
-    It holds for choices in each state as it was met: a plan that changes what later rounds start from is judged by
-    the instructions that the logged one had reached.
+    Steps whose candidate was dropped belong to it, with reward 0 (and need no propensity), and so does every operation
+    of the plan: one that was never drawn counts as if it earned nothing. It holds for choices in each state as it was
+    met: a plan that changes what later rounds start from is judged by the instructions that the logged one reached.
 
     Raises:
-      ChoiceError: no steps, or one without a propensity, or of an operation that the plan does not have.
+      ChoiceError: no steps, or one without a propensity.
     """
     values = []
     for step in logged:
-        if step.operation not in plan.operations or not 0 < step.propensity <= 1:
+        if step.reward == 0 or step.operation not in plan.operations:  # the plan's own weight for it is 0
+            values.append(0.0)
+            continue
+        if not 0 < step.propensity <= 1:
             raise ChoiceError(
-                f"a step by {step.operation!r} with propensity {step.propensity}: replays need the probability with "
-                f"which each was drawn, and operations of the plan ({', '.join(plan.operations)})"
+                f"a step by {step.operation} with propensity {step.propensity}: a replay needs the probability with "
+                "which each was drawn"
             )
         weights = plan.weights(source=step.source, round_=step.round)
         values.append(step.reward * weights[plan.operations.index(step.operation)] / step.propensity)

@@ -225,8 +225,17 @@ def test_a_replay_by_the_logged_propensities_is_unbiased_and_one_that_ignores_th
 
 @pytest.mark.parametrize(
     "logged",
-    [[], [Logged("a", 1, "deepening", 0.0, 1.0)], [Logged("a", 1, "paraphrase", 0.5, 1.0)]],
+    [[], [Logged("a", 1, "deepening", 0.0, 1.0)], [Logged("a", 1, "deepening", 1.5, 1.0)]],
 )
 def test_steps_that_can_not_be_replayed_are_refused(logged: list[Logged]) -> None:
     with pytest.raises(ChoiceError):
         replayed(logged, Plan.uniform(OPERATIONS, 4))
+
+
+def test_a_replay_counts_what_was_dropped_and_what_the_plan_would_never_draw_as_nothing() -> None:
+    logged = [
+        Logged("a", 1, "deepening", 0.5, 1.0),
+        Logged("a", 1, "deepening", 0.0, 0.0),
+        Logged("a", 1, "paraphrase", 0.5, 1.0),
+    ]
+    assert replayed(logged, Plan.uniform(OPERATIONS, 4)).mean == pytest.approx(1.0 * 0.25 / 0.5 / 3)
