@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from data_gen.measure.words import words
+from data_gen.measure.words import run_hashes, words
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -251,20 +251,7 @@ def _runs(block: Block, tokenised: Sequence[Sequence[str]], *, ngram: int) -> It
 
 def _hashed_runs(block: Block, length: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows, 64-bit hashes) of all runs of so many words."""
-    if len(block.ids) < length:
-        return np.zeros(0, np.int64), np.zeros(0, np.uint64)
-    ids, size = block.ids, len(block.ids) - length + 1
-    hashes = np.zeros(size, np.uint64)
-    whole = block.rows[:size] == block.rows[length - 1 :]
-    for place in range(length):
-        word = ids[place : place + size]
-        hashes = _mixed(hashes * np.uint64(0x9E3779B97F4A7C15) + word.astype(np.uint64) + np.uint64(1))
-    return block.rows[:size][whole], hashes[whole]
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele et al. 2014): every bit of the input moves every bit of the output."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = values ^ (values >> np.uint64(31))
-    return mixed
+    hashes = run_hashes(block.ids.astype(np.uint64), length)
+    rows = block.rows[: len(hashes)]
+    whole = rows == block.rows[length - 1 :] if len(hashes) else np.zeros(0, bool)
+    return rows[whole], hashes[whole]
