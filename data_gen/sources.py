@@ -17,7 +17,7 @@ from typing import Literal
 
 from data_gen import world
 from data_gen.config import SeedFile, Shard, SimulatedSeeds
-from data_gen.readers.containers import rows_of
+from data_gen.readers.containers import is_there, rows_of
 from data_gen.readers.conversations import Conversation, RowError
 from data_gen.readers.faults import Faults
 from data_gen.readers.oasst import is_message
@@ -26,7 +26,7 @@ from data_gen.readers.schemas import conversations_of, language_of, may_repeat
 from data_gen.readers.scratch import Scratch
 from data_gen.records import Record, Turn
 
-__all__ = ["SeedsFound", "SourceError", "check_seeds", "in_shard", "iter_seeds", "load_seeds", "seed_id"]
+__all__ = ["SeedsFound", "SourceError", "are_there", "check_seeds", "in_shard", "iter_seeds", "load_seeds", "seed_id"]
 
 _WHOLE = Shard()
 
@@ -115,6 +115,11 @@ def load_seeds(seeds: SeedFile | SimulatedSeeds) -> list[Record]:
     """
     check_seeds(seeds)
     return list(iter_seeds(seeds))
+
+
+def are_there(seeds: SeedFile | SimulatedSeeds) -> bool:
+    """Whether there is anything where the seeds should be; a finished run does without."""
+    return isinstance(seeds, SimulatedSeeds) or is_there(seeds.path)
 
 
 def seed_id(seed: Record) -> str:

@@ -1,4 +1,4 @@
-"""Seeds: every schema is read for what it says, and what can not be used is named row by row."""
+"""Seeds: what is read of files, what is skipped, left out and refused, and what a seed is known by."""
 
 from __future__ import annotations
 
@@ -6,153 +6,25 @@ import hashlib
 import json
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seed_files import as_parquet
 
 from configs.errors import UserError
 from data_gen import world
 from data_gen.config import SeedFile, Shard, SimulatedSeeds
-from data_gen.records import Record, Role, Turn
+from data_gen.records import Record
 from data_gen.sources import SourceError, check_seeds, in_shard, iter_seeds, load_seeds, seed_id
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
-Said = list[tuple[Role, str]]
-
-ROWS: dict[str, tuple[dict[str, Any], list[Said]]] = {
-    "alpaca": (
-        {"instruction": "Sort these.", "input": "3 1 2", "output": "1 2 3"},
-        [[("user", "Sort these.\n3 1 2"), ("assistant", "1 2 3")]],
-    ),
-    "alpaca without input": (
-        {"instruction": "Name a prime.", "input": "", "output": "7"},
-        [[("user", "Name a prime."), ("assistant", "7")]],
-    ),
-    "alpaca without an answer": ({"instruction": "Name a prime.", "output": ""}, [[("user", "Name a prime.")]]),
-    "wizardlm 70k and evol-codealpaca": (
-        {"instruction": "Write a loop.", "output": "for x in y: ..."},
-        [[("user", "Write a loop."), ("assistant", "for x in y: ...")]],
-    ),
-    "self-instruct": (
-        {
-            "id": "seed_task_1",
-            "name": "relation",
-            "instruction": "Which relation?",
-            "instances": [{"input": "Night : Day", "output": "Opposites."}, {"input": "Cat : Pet", "output": "Kind."}],
-            "is_classification": False,
-        },
-        [
-            [("user", "Which relation?\nNight : Day"), ("assistant", "Opposites.")],
-            [("user", "Which relation?\nCat : Pet"), ("assistant", "Kind.")],
-        ],
-    ),
-    "self-instruct without instances": (
-        {"instruction": "Name a prime.", "instances": []},
-        [[("user", "Name a prime.")]],
-    ),
-    "dolly": (
-        {"instruction": "When?", "context": "It was in 1889.", "response": "1889", "category": "closed_qa"},
-        [[("user", "When?\nIt was in 1889."), ("assistant", "1889")]],
-    ),
-    "sharegpt": (
-        {
-            "id": "x",
-            "conversations": [
-                {"from": "system", "value": "Be brief."},
-                {"from": "human", "value": "Hi."},
-                {"from": "gpt", "value": "Hello."},
-                {"from": "human", "value": "Bye."},
-                {"from": "gpt", "value": "See you."},
-            ],
-        },
-        [
-            [
-                ("system", "Be brief."),
-                ("user", "Hi."),
-                ("assistant", "Hello."),
-                ("user", "Bye."),
-                ("assistant", "See you."),
-            ]
-        ],
-    ),
-    "sharegpt that begins with an answer": (
-        {"conversations": [{"from": "gpt", "value": "... and so on."}, {"from": "user", "value": "Go on."}]},
-        [[("user", "Go on.")]],
-    ),
-    "wizardlm v2": (
-        {"idx": "k1", "conversations": [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]},
-        [[("user", "Hi."), ("assistant", "Hello.")]],
-    ),
-    "slimorca": (
-        {
-            "conversations": [
-                {"from": "system", "value": "Think.", "weight": None},
-                {"from": "human", "value": "1+1?", "weight": 0.0},
-                {"from": "gpt", "value": "2", "weight": 1.0},
-            ]
-        },
-        [[("system", "Think."), ("user", "1+1?"), ("assistant", "2")]],
-    ),
-    "openorca": (
-        {"id": "niv.1", "system_prompt": "Think.", "question": "1+1?", "response": "2"},
-        [[("system", "Think."), ("user", "1+1?"), ("assistant", "2")]],
-    ),
-    "openorca with an empty system prompt": (
-        {"id": "flan.1", "system_prompt": "", "question": "1+1?", "response": "2"},
-        [[("user", "1+1?"), ("assistant", "2")]],
-    ),
-    "flan": (
-        {"inputs": "Is it so?", "targets": "yes", "task_name": "boolq", "task_source": "P3", "template_type": "zs_opt"},
-        [[("user", "Is it so?"), ("assistant", "yes")]],
-    ),
-    "super-naturalinstructions": (
-        {
-            "Contributors": ["A"],
-            "Source": ["b"],
-            "Definition": ["Answer the question."],
-            "Positive Examples": [{"input": "x", "output": "y", "explanation": "z"}],
-            "Negative Examples": [],
-            "Instances": [
-                {"id": "1", "input": "2+2?", "output": ["4", "four"]},
-                {"id": "2", "input": "3+3?", "output": ["6"]},
-            ],
-        },
-        [
-            [("user", "Answer the question.\n2+2?"), ("assistant", "4")],
-            [("user", "Answer the question.\n3+3?"), ("assistant", "6")],
-        ],
-    ),
-    "ultrachat": (
-        {"id": "0", "data": ["Hi.", "Hello.", "Bye.", "See you."]},
-        [[("user", "Hi."), ("assistant", "Hello."), ("user", "Bye."), ("assistant", "See you.")]],
-    ),
-    "ultrachat_200k": (
-        {
-            "prompt": "Hi.",
-            "prompt_id": "ab",
-            "messages": [{"content": "Hi.", "role": "user"}, {"content": "Hello.", "role": "assistant"}],
-        },
-        [[("user", "Hi."), ("assistant", "Hello.")]],
-    ),
-    "prompt and completion": (
-        {"prompt": "Hi.", "completion": "Hello."},
-        [[("user", "Hi."), ("assistant", "Hello.")]],
-    ),
-    "question and answer": ({"question": "1+1?", "answer": "2"}, [[("user", "1+1?"), ("assistant", "2")]]),
-    "query and response": ({"query": "1+1?", "response": "2"}, [[("user", "1+1?"), ("assistant", "2")]]),
-    "only an instruction": ({"instruction": " Name\u2028a prime. "}, [[("user", "Name\u2028a prime.")]]),
-}
+WIZARDLM_V2 = {"idx": "k1", "conversations": [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]}
 
 
 def written(path: Path, rows: list[Any], *, form: str = "lines") -> Path:
-    if form == "table":
-        return as_parquet(rows, path.parent)
     text = json.dumps(rows, ensure_ascii=False) if form == "array" else "\n".join(map(json.dumps, rows))
     path.write_text(text, encoding="utf-8")
     return path
@@ -168,34 +40,6 @@ def refusal_of(path: Path, *, limit: int = 0) -> str:
     assert isinstance(caught.value, UserError)
     assert str(path) in str(caught.value)
     return str(caught.value)
-
-
-@pytest.mark.parametrize("form", ["lines", "array", "table"])
-@pytest.mark.parametrize("name", ROWS)
-def test_each_schema_is_read_by_its_keys(name: str, form: str, tmp_path: Path) -> None:
-    row, conversations = ROWS[name]
-    records = seeds_of(written(tmp_path / "any.name", [row], form=form))
-    expected = [tuple(Turn(role, content) for role, content in turns) for turns in conversations]
-    assert [record.turns for record in records] == expected
-
-
-def test_schemas_may_be_mixed_and_lineages_are_the_numbers_of_the_seeds(tmp_path: Path) -> None:
-    rows = [row for row, _ in ROWS.values() if "idx" not in row]
-    count = sum(len(conversations) for row, conversations in ROWS.values() if "idx" not in row)
-    records = seeds_of(written(tmp_path / "mixed.jsonl", [*rows, *rows]))
-    assert [record.lineage for record in records] == [f"{n:06d}" for n in range(2 * count)]
-    assert [record.id for record in records] == [f"{record.lineage}/0" for record in records]
-    assert {record.source for record in records} == {"mixed.jsonl"}
-    assert records[0].turns == records[count].turns, "a seed that comes twice is two lineages"
-    assert not any(record.operation or record.parent or record.model for record in records)
-
-
-def test_a_table_has_the_columns_of_all_its_rows_and_each_is_read_by_those_that_it_fills(tmp_path: Path) -> None:
-    names = ("alpaca", "self-instruct", "dolly", "sharegpt", "openorca", "flan", "ultrachat", "ultrachat_200k")
-    rows = [ROWS[name][0] for name in names]
-    columns = {key: None for row in rows for key in row}
-    table = seeds_of(as_parquet([columns | row for row in rows], tmp_path))
-    assert table == [replace(one, source="seeds.parquet") for one in seeds_of(written(tmp_path / "a.jsonl", rows))]
 
 
 def test_lines_may_end_in_crlf_be_blank_and_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
@@ -244,46 +88,6 @@ def test_what_is_not_utf8_or_not_json_is_refused_with_its_place(tmp_path: Path) 
     assert "rows 2, 4: not JSON" in refusal_of(path)
 
 
-def test_an_unknown_schema_names_the_keys_seen_and_the_schemas_known(tmp_path: Path) -> None:
-    message = refusal_of(written(tmp_path / "a.json", [{"prompt": "a"}, {"text": "b", "label": 1}]))
-    assert "1 of 2 rows" in message
-    assert "row 2: unknown schema, with the keys 'text', 'label'" in message
-    for name in ("Alpaca", "self-instruct", "ShareGPT", "messages", "plain"):
-        assert name in message
-
-
-@pytest.mark.parametrize(
-    ("row", "fault"),
-    [
-        ({"instruction": "", "output": "7"}, "the instruction is empty"),
-        ({"instruction": " \n ", "input": "3 1 2"}, "the instruction is empty"),
-        ({"instruction": None, "instances": []}, "the instruction is empty"),
-        ({"instances": [{"input": "a"}]}, "the instruction is empty"),
-        ({"messages": [{"role": "user", "content": ""}]}, "the instruction is empty"),
-        ({"prompt": 7}, "'prompt' is not a text but int"),
-        ({"prompt": "a", "input": ["b"]}, "'input' is not a text but list"),
-        ({"prompt": "\ud83d"}, "not Unicode"),
-        ({"instruction": "a", "instances": {}}, "'instances' is not a list of objects"),
-        ({"conversations": "hello"}, "'conversations' is not a list of objects"),
-        ({"conversations": []}, "no user turn"),
-        ({"conversations": [{"from": "gpt", "value": "a"}]}, "no user turn"),
-        ({"conversations": [{"from": "eliza", "value": "a"}]}, "unknown speaker 'eliza'"),
-        ({"messages": [{"content": "a"}]}, "unknown speaker None"),
-        ({"messages": [{"role": "system", "content": "a"}] * 2}, "do not take turns"),
-        ({"conversations": [{"from": "gpt", "value": "a"}] * 2}, "do not take turns"),
-        ({"Definition": 7, "Instances": []}, "'Definition' is not a list of texts"),
-        ({"data": [{"role": "user"}]}, "'data' is not a list of texts"),
-        ({"data": ["", "a"]}, "the instruction is empty"),
-        (["prompt", "a"], "not a JSON object but list"),
-        ({}, "unknown schema, with the keys (none)"),
-    ],
-)
-def test_a_row_that_can_not_be_used_is_named_with_its_fault(row: Any, fault: str, tmp_path: Path) -> None:
-    message = refusal_of(written(tmp_path / "a.jsonl", [{"prompt": "a"}, row]))
-    assert "row 2: " in message
-    assert fault in message
-
-
 def test_many_bad_rows_are_counted_and_ten_are_shown(tmp_path: Path) -> None:
     message = refusal_of(written(tmp_path / "a.jsonl", [{"prompt": ""}] * 250))
     assert "250 of 250 rows" in message
@@ -300,11 +104,8 @@ def test_simulated_seeds_are_tasks_of_the_world() -> None:
         load_seeds(SimulatedSeeds(count=0))
 
 
-# --- wild data
-
-
 def test_a_row_of_wizardlm_v2_that_comes_twice_is_one_seed_and_told(tmp_path: Path) -> None:
-    row, _ = ROWS["wizardlm v2"]
+    row = WIZARDLM_V2
     path = written(tmp_path / "a.jsonl", [row, dict(reversed(row.items())), row, {**row, "idx": "k2"}])
     assert [record.lineage for record in seeds_of(path)] == ["000000", "000001"]
     found = check_seeds(SeedFile(path=str(path)))
@@ -312,43 +113,8 @@ def test_a_row_of_wizardlm_v2_that_comes_twice_is_one_seed_and_told(tmp_path: Pa
     assert found.told() == ["2 rows left out: repeats an earlier row"]
 
 
-def turns(*speakers: str) -> dict[str, Any]:
-    """A row in which each speaker says its own number; nothing where the name ends in !."""
-    return {
-        "conversations": [
-            {"from": speaker.rstrip("!"), "value": "" if speaker.endswith("!") else str(number)}
-            for number, speaker in enumerate(speakers)
-        ]
-    }
-
-
-@pytest.mark.parametrize(
-    ("row", "kept", "how"),
-    [
-        (turns("human", "gpt", "gpt", "human"), ["0", "1"], "cut where user and assistant do not take turns"),
-        (turns("human", "gpt", "human", "human"), ["0", "1", "2"], "cut where user and assistant do not take turns"),
-        (turns("human", "human"), ["0"], "cut where user and assistant do not take turns"),
-        (turns("system", "human", "system"), ["0", "1"], "cut where user and assistant do not take turns"),
-        (turns("human", "gpt!"), ["0"], "cut before an empty turn"),
-        (turns("human", "gpt", "human!", "gpt"), ["0", "1"], "cut before an empty turn"),
-        (turns("gpt", "human", "gpt"), ["1", "2"], "an answer before the first question was left out"),
-        (turns("system!", "human"), ["1"], None),
-        (turns("prompter", "bing", "USER", "Bard"), ["0", "1", "2", "3"], None),
-    ],
-)
-def test_a_conversation_is_cut_to_its_good_beginning_and_told(
-    row: dict[str, Any], kept: list[str], how: str | None, tmp_path: Path
-) -> None:
-    path = written(tmp_path / "a.jsonl", [row])
-    (record,) = seeds_of(path)
-    assert [turn.content for turn in record.turns] == kept
-    found = check_seeds(SeedFile(path=str(path)))
-    assert found.mended == ({how: 1} if how else {})
-    assert found.told() == ([f"1 row mended: {how}"] if how else [])
-
-
 def test_bad_rows_are_skipped_where_that_is_wanted_and_counted_with_their_faults(tmp_path: Path) -> None:
-    rows: list[Any] = [{"prompt": "a"}, {"prompt": ""}, 7, {"prompt": "b"}, {"prompt": " "}, turns("gpt")]
+    rows: list[Any] = [{"prompt": "a"}, {"prompt": ""}, 7, {"prompt": "b"}, {"prompt": " "}, {"data": []}]
     path = written(tmp_path / "a.jsonl", rows)
     with path.open("a") as file:
         file.write("\n{'prompt'}\n")
@@ -487,7 +253,7 @@ def test_a_row_of_a_megabyte_is_a_seed_and_its_key_is_cut_in_a_message(tmp_path:
 
 
 def test_seeds_may_be_evolved_in_another_thread_than_they_were_opened_in(tmp_path: Path) -> None:
-    row, _ = ROWS["wizardlm v2"]
+    row = WIZARDLM_V2
     seeds = SeedFile(path=str(written(tmp_path / "a.jsonl", [{**row, "idx": n} for n in range(3)])))
     records = iter_seeds(seeds)
     next(records)
