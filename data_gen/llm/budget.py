@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from data_gen.config import Budget
-from data_gen.llm.chat import BudgetSpent, ChatModel, ChatReply, ChatRequest, NotSent, Permanent, Purpose
+from data_gen.llm.chat import Ambiguous, BudgetSpent, ChatModel, ChatReply, ChatRequest, NotSent, Permanent, Purpose
 from data_gen.llm.journal_file import Spent
 from data_gen.llm.pricing import Prices
 
@@ -188,8 +188,10 @@ class Charged:
         except (NotSent, Permanent):
             self._ledger.release(reserved)
             raise
-        except BaseException:  # lost, or cancelled on the wire
+        except BaseException as error:  # lost, or cancelled on the wire
             self._ledger.assume(reserved)
+            if isinstance(error, Ambiguous):
+                error.assumed = reserved
             raise
         if not (reply.input_tokens or reply.output_tokens):
             self._ledger.assume(reserved)

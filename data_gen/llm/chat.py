@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 FinishReason = Literal["stop", "length", "filtered", "unreadable"]
 
@@ -73,6 +73,23 @@ class ChatReply:
     """What the reply cost, once it was priced."""
 
 
+class Spent(NamedTuple):
+    """What requests cost: how many were answered, their tokens, and US dollars."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+
+    def plus(self, other: Spent) -> Spent:
+        return Spent(
+            self.calls + other.calls,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.usd + other.usd,
+        )
+
+
 class ChatModel(Protocol):
     async def complete(self, request: ChatRequest) -> ChatReply:
         """Answers one request.
@@ -100,6 +117,9 @@ class NotSent(ChatError):
 
 class Ambiguous(ChatError):
     """Lost after it was sent: a time-out, a dropped connection, 500, 502, 504. It may have been billed."""
+
+    assumed: Spent = Spent()
+    """What it is taken to have cost."""
 
 
 Scope = Literal["request", "run", "unclear"]

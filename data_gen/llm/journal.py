@@ -164,9 +164,10 @@ class Journal:
         except NotSent:
             self._change(partial(journal_file.unmark, digest=digest))
             raise
-        except Ambiguous:
-            await self.commit(partial(journal_file.count_lost, digest=digest))
+        except Ambiguous as lost:
+            await self.commit(partial(journal_file.count_lost, digest=digest, assumed=lost.assumed))
             self.possibly_paid_twice += 1
+            self.spent = self.spent.plus(lost.assumed)
             raise
         except Permanent as refusal:
             if refusal.scope == "request":

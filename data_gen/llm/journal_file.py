@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from configs.errors import UserError
 from data_gen.llm.chat import ChatReply, ChatRequest, FinishReason, Permanent
+from data_gen.llm.chat import Spent as Spent
 
 _APPLICATION_ID = 0x57495A4A  # "WIZJ", in the file's header
 _FORMAT = 3
@@ -49,6 +50,8 @@ COMMIT;
 
 _SPENT = "calls, input_tokens, output_tokens, usd"
 
+NOTHING = Spent()
+
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "it is open in another process; wait for that run to end, or stop it",
     sqlite3.SQLITE_LOCKED: "it is open in another process; wait for that run to end, or stop it",
@@ -64,23 +67,6 @@ _ADVICE = {
 
 class JournalError(UserError):
     """The journal can not be opened or written; nothing that was committed before is lost."""
-
-
-class Spent(NamedTuple):
-    """What requests cost: how many were answered, their tokens, and US dollars."""
-
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    usd: float = 0.0
-
-    def plus(self, other: Spent) -> Spent:
-        return Spent(
-            self.calls + other.calls,
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.usd + other.usd,
-        )
 
 
 @dataclass(frozen=True)
@@ -144,9 +130,7 @@ def connect(path: Path) -> sqlite3.Connection:
         _check(db, path)
         db.execute("PRAGMA journal_mode = WAL")
         with transaction(db):
-            lost = "SELECT count(*) FROM in_flight"
-            db.execute(f"UPDATE totals SET possibly_paid_twice = possibly_paid_twice + ({lost})")
-            db.execute("DELETE FROM in_flight")
+            _count_marks(db)
     except (sqlite3.Error, JournalError) as error:
         db.close()
         raise error if isinstance(error, JournalError) else explained(path, error) from error
@@ -245,20 +229,36 @@ def save_outcome(db: sqlite3.Connection, *, digest: str, request: ChatRequest, o
         (*asked, kind, _utf8(text), finish_reason, _utf8(model), *tokens, cached, usd),
     )
     unmark(db, digest=digest)
-    db.execute(
-        "UPDATE totals SET calls = calls + ?, input_tokens = input_tokens + ?, output_tokens = output_tokens + ?, "
-        "usd = usd + ?",
-        (kind == "reply", *tokens, usd),
-    )
+    _add(db, Spent(int(kind == "reply"), outcome.input_tokens, outcome.output_tokens, usd))
 
 
 def unmark(db: sqlite3.Connection, *, digest: str) -> None:
     db.execute("DELETE FROM in_flight WHERE digest = ?", (digest,))
 
 
-def count_lost(db: sqlite3.Connection, *, digest: str) -> None:
+def count_lost(db: sqlite3.Connection, *, digest: str, assumed: Spent = NOTHING) -> None:
+    """The request may have been answered, and is `assumed` to have cost so much."""
     unmark(db, digest=digest)
+    _add(db, assumed)
     db.execute("UPDATE totals SET possibly_paid_twice = possibly_paid_twice + 1")
+
+
+def _count_marks(db: sqlite3.Connection) -> None:
+    """Requests that were on the wire when a process died are taken to have cost what others did on average."""
+    ((lost,),) = db.execute("SELECT count(*) FROM in_flight")
+    mean = "total(input_tokens) / count(*), total(output_tokens) / count(*), total(usd) / count(*)"
+    ((tokens_in, tokens_out, usd),) = db.execute(f"SELECT {mean} FROM outcomes WHERE outcome = 'reply'")
+    _add(db, Spent(lost, round(lost * (tokens_in or 0)), round(lost * (tokens_out or 0)), lost * (usd or 0.0)))
+    db.execute("UPDATE totals SET possibly_paid_twice = possibly_paid_twice + ?", (lost,))
+    db.execute("DELETE FROM in_flight")
+
+
+def _add(db: sqlite3.Connection, spent: Spent) -> None:
+    db.execute(
+        "UPDATE totals SET calls = calls + ?, input_tokens = input_tokens + ?, output_tokens = output_tokens + ?, "
+        "usd = usd + ?",
+        spent,
+    )
 
 
 def save_lineage(db: sqlite3.Connection, *, index: int, seed_id: str, payload: str, finished: bool) -> None:

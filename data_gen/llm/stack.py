@@ -23,6 +23,8 @@ from data_gen.llm.simulated import SimulatedChatModel
 from data_gen.llm.standstill import Standstill
 
 if TYPE_CHECKING:
+    from data_gen.llm.batch_openai import OpenAIBatchService
+    from data_gen.llm.batch_vertex import VertexBatchService
     from data_gen.llm.gemini import GeminiChat
     from data_gen.llm.openai import OpenAIChat
 
@@ -81,6 +83,7 @@ class Prepared:
     providers: Mapping[Purpose, Provider]
     prices: Mapping[Provider, Prices]
     clients: Mapping[Provider, OpenAIChat | GeminiChat]
+    services: Mapping[Provider, OpenAIBatchService | VertexBatchService]
 
 
 def prepare(providers: Mapping[Purpose, Provider], *, models: Sequence[str] = ()) -> Prepared:
@@ -91,14 +94,19 @@ def prepare(providers: Mapping[Purpose, Provider], *, models: Sequence[str] = ()
     """
     prices: dict[Provider, Prices] = {}
     clients: dict[Provider, OpenAIChat | GeminiChat] = {}
+    services: dict[Provider, OpenAIBatchService | VertexBatchService] = {}
     for purpose, provider in providers.items():
         if provider in prices:
             continue
         setting = _SETTING.get(purpose, "llm")
         prices[provider] = Prices(provider, models=() if prices else models, setting=setting)
-        if not isinstance(provider, Simulated):
+        if isinstance(provider, Simulated):
+            continue
+        if provider.batch is None:
             clients[provider] = _client(provider)
-    return Prepared(providers=providers, prices=prices, clients=clients)
+        else:
+            services[provider] = _service(provider)
+    return Prepared(providers=providers, prices=prices, clients=clients, services=services)
 
 
 @contextlib.asynccontextmanager
@@ -109,13 +117,18 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pa
     pacings: list[Pacing] = []
     batches: list[BatchChat] = []
     # Clients are closed last, when what is on the wire has come home; batch jobs go on without us.
-    async with contextlib.AsyncExitStack() as clients, _drained(journal), contextlib.AsyncExitStack():
+    async with contextlib.AsyncExitStack() as clients, _drained(journal), contextlib.AsyncExitStack() as jobs:
         for provider, prices in prepared.prices.items():
             inner: ChatModel
             if isinstance(provider, Simulated):
                 inner = SimulatedChatModel(provider)
-            else:
+            elif provider.batch is None:
                 inner = await clients.enter_async_context(prepared.clients[provider])
+            else:
+                service = await clients.enter_async_context(prepared.services[provider])
+                batch = BatchChat(service, journal=journal, standstill=standstill, limits=provider.batch)
+                batches.append(await jobs.enter_async_context(batch))
+                inner = batch
             model = journal.wrap(Charged(inner, prices=prices, ledger=ledger))
             if not isinstance(inner, BatchChat):
                 model = Pacing(model, **vars(pace))
@@ -147,6 +160,16 @@ def _client(provider: OpenAICompatible | Gemini) -> OpenAIChat | GeminiChat:
     from data_gen.llm.gemini import GeminiChat
 
     return GeminiChat(provider)
+
+
+def _service(provider: OpenAICompatible | Gemini) -> OpenAIBatchService | VertexBatchService:
+    if isinstance(provider, OpenAICompatible):
+        from data_gen.llm.batch_openai import OpenAIBatchService
+
+        return OpenAIBatchService(provider)
+    from data_gen.llm.batch_vertex import VertexBatchService
+
+    return VertexBatchService(provider)
 
 
 @dataclass(frozen=True)
