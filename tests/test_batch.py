@@ -318,6 +318,19 @@ def test_told_to_stop_before_the_job_goes_out_sends_nothing_and_counts_nothing(t
     run(body())
 
 
+def test_leaving_it_ends_every_wait_at_once_also_of_those_who_were_about_to_wait(tmp_path: Path) -> None:
+    async def body() -> None:
+        provider = Provider(looks_until_done=10**9)
+        async with asyncio.timeout(10):  # the journal would wait 30 seconds for what is on the wire
+            for pause in (0, 0, 0.001, 0.003, 0.01, 0.05):
+                async with opened(tmp_path, provider) as held:
+                    asked = asyncio.ensure_future(held.ask_all([asking(n) for n in range(100)]))
+                    await asyncio.sleep(pause)
+                    asked.cancel()
+
+    run(body())
+
+
 def test_a_caller_that_goes_away_leaves_its_request_out_of_the_job(tmp_path: Path) -> None:
     async def body() -> None:
         provider = Provider()

@@ -116,6 +116,7 @@ class BatchChat:
         self._stuck: dict[str, Exception] = {}  # label -> why nobody follows that job any more
         self._kept: set[str] = set()
         self._followers: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
         await self._journal.commit(jobs_file.create)
@@ -130,6 +131,7 @@ class BatchChat:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_closed = True
         self._standstill.leave(self._send_all)
         for collection in self._collections.values():
             collection.timer.cancel()
@@ -144,7 +146,7 @@ class BatchChat:
         """The reply that a job brought.
 
         Raises:
-          NotSent, Ambiguous: `MOST_JOBS` jobs brought none.
+          NotSent, Ambiguous: `MOST_JOBS` jobs brought none, or this is closed.
           Permanent: with scope "request", refused for good; else no job can be created, or reached any more.
         """
         digest = request.digest
@@ -161,6 +163,8 @@ class BatchChat:
     # --- waiting and collecting
 
     async def _wait_for(self, digest: str, request: ChatRequest) -> None:
+        if self._is_closed:
+            raise NotSent("no batch job is waited for any more")
         waiting = self._waiting.get(digest)
         if waiting is None:
             job = self._job_of.get(digest)
@@ -337,9 +341,7 @@ class BatchChat:
 
     async def _finish(self, job: Job, state: JobState) -> None:
         """Keeps what a job answered, ends it, and lets everybody go on whom it has answered."""
-        join = Join(job.echoes)
-        if state.phase != "failed":
-            join = await self._patiently(partial(self._read, job))
+        join = await self._patiently(partial(self._read, job))  # a job that failed half-way has answered the first half
         self.counts.expired += state.phase == "cut short"
         for fault in ("swapped", "duplicated", "conflicting", "unknown"):
             setattr(self.counts, fault, getattr(self.counts, fault) + getattr(join, fault))

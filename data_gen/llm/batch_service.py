@@ -22,8 +22,8 @@ class JobState:
     """How far a job is.
 
     "complete": every request was dealt with. "cut short": it expired or was cancelled, and requests that were not
-    begun are not in its results. "failed": it has no results; `error` says why, and is `NotSent` where another job
-    with the same requests may fare better.
+    begun are not in its results. "failed": `error` says why, and is `NotSent` where another job with the same requests
+    may fare better; it has results as far as it came.
     """
 
     phase: Literal["running", "complete", "cut short", "failed"]
@@ -51,7 +51,7 @@ class BatchService(Protocol):
     async def state(self, name: str) -> JobState: ...
 
     def results(self, name: str) -> AsyncGenerator[Result, None]:
-        """The lines of the results of a job that is complete or was cut short, in any order."""
+        """The lines of the results of a job that has ended, in any order; none if there are none."""
         ...
 
 
