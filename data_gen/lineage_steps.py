@@ -116,7 +116,9 @@ def difference(before: str, after: str) -> tuple[Change, ...] | None:
             changes.append(Change("same", "".join(new[j1:j2])))
             continue
         if i1 < i2:
-            changes.append(Change("removed", "".join(old[i1:i2])))
+            # Where the later text ends before this, the space before it is gone as well.
+            space = old[i1 - 1][len(earlier[i1 - 1]) :] if 0 < j1 == len(new) and i1 else ""
+            changes.append(Change("removed", space + "".join(old[i1:i2])))
         if j1 < j2:
             changes.append(Change("added", "".join(new[j1:j2])))
     return tuple(changes)
