@@ -36,7 +36,8 @@ class Faults:
         """All of them, of `rows` rows that were looked at."""
         lines = [f"{path}: {self.rows} of {rows} rows can not be used; mend or remove them, then start again"]
         lines += [f"  {self._where(kind)}: {kind}" for kind in self.kinds]
-        lines.append("  To go on without such rows, set seeds.bad_rows=skip")
+        if self.rows < rows:
+            lines.append("  To go on without such rows, set seeds.bad_rows=skip")
         if any(kind.startswith(UNKNOWN_SCHEMA) for kind in self.kinds):
             lines.append(f"Known schemas:\n{SCHEMAS}")
         return "\n".join(lines)
