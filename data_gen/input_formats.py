@@ -23,7 +23,7 @@ MOST_BLOCKS = 20
 """Pieces of data that a rewrite may add; it is asked for one."""
 
 LONGEST = 200_000
-"""Characters of a rewrite in which data is looked for; it takes 1.5 s for so many at worst."""
+"""Characters of a rewrite in which data is looked for; it takes half a second for so many at worst."""
 
 _TRIES = 100  # places where unfenced data may begin that are looked at
 _BEGIN = 1000  # characters by which a notation is told
