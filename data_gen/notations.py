@@ -41,7 +41,7 @@ NAMES: Mapping[Notation, str] = MappingProxyType(
 )
 
 LARGEST = 20_000
-"""Characters of text that is checked; a reply of 2,048 tokens has about 8,000. SQL, the slowest, takes up to 1.1 s for it."""
+"""Characters of text that is checked; a reply of 2,048 tokens has about 8,000. SQL, the slowest, takes up to 1.1 s."""
 
 _DEEPEST_SQL = 20  # brackets in brackets; sqlglot needs about 20 Python frames for each, of 1,000 there are
 _SHELL_SECONDS = 2.0
