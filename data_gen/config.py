@@ -14,7 +14,7 @@ class SeedFile:
     """Instructions in files of any public schema; which one a row is of is recognised by its keys."""
 
     path: str = setting(doc="a file, a folder, a glob such as 'tasks/*.json', or tfds:NAME")
-    limit: int = setting(0, doc="take the first N rows; 0 takes all")
+    limit: int = setting(0, doc="take the first N seeds; 0 takes all")
     language: str = setting("", doc="only rows that say they are in this language, such as en; '' takes all")
     bad_rows: Literal["refuse", "skip"] = setting("refuse", doc="what to do with rows that can not be used")
 

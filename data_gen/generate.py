@@ -21,7 +21,7 @@ from configs.folder import open_stage, read_complete, write_atomically
 from configs.interrupt import StopFlag, stop_flag
 from data_gen import finish, pilot, sources
 from data_gen.choice import Plan
-from data_gen.config import EvolveConfig, SimulatedSeeds
+from data_gen.config import EvolveConfig
 from data_gen.evolve import Lineage, rounds_of
 from data_gen.forecast import Interval
 from data_gen.llm.budget import Ledger
@@ -37,13 +37,18 @@ SEEDS = "seeds.sha256"
 
 
 def generate(
-    config: EvolveConfig, out: Path, *, progress: Progress, say: Callable[[str], None] = print
+    config: EvolveConfig,
+    out: Path,
+    *,
+    progress: Progress,
+    say: Callable[[str], None] = print,
+    stop: StopFlag | None = None,
 ) -> dict[str, Any]:
     """Evolves all seeds into `out`/dataset and returns the summary, which `out`/complete.json holds too.
 
     Started again on the same folder it goes on; on a finished one it only returns the summary, for which the seeds
-    need not be there any more. `say` is told what a user should know before money is spent. Must be called in the
-    main thread, which gets the signals.
+    need not be there any more. `say` is told what a user should know before money is spent. Without a `stop` of the
+    caller's it must be called in the main thread, which gets the signals.
 
     Raises:
       UserError: bad settings or seeds, no key, no price, a folder of another run or of other seeds, a model that
@@ -58,8 +63,8 @@ def generate(
             return read_complete(out)
     begun = _begun(config, out, progress=progress, say=say)
     with open_stage(out, config, stage="evolve") as folder:
-        with stop_flag() as stop:
-            summary, unfinished = asyncio.run(_generate(begun, stop=stop))
+        with stop_flag() if stop is None else contextlib.nullcontext(stop) as flag:
+            summary, unfinished = asyncio.run(_generate(begun, stop=flag))
         if unfinished:
             raise BudgetReached(unfinished)
         folder.complete(summary)
@@ -205,7 +210,7 @@ def _first_change(config: EvolveConfig, journal: Journal) -> str:
 
 def _check_finished(config: EvolveConfig, out: Path) -> None:
     """Raises RunError where a finished run has other seeds than are there now."""
-    if isinstance(config.seeds, SimulatedSeeds) or Path(config.seeds.path).exists():
+    if sources.are_there(config.seeds):
         found = sources.check_seeds(config.seeds)
         if (out / SEEDS).read_text().strip() != found.sha256:
             raise RunError(
