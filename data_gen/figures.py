@@ -8,7 +8,7 @@ high, n], or a mapping with these names. Any other list of mappings is a table, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,14 +43,22 @@ def figures_of(measured: object) -> Figures:
     rounds: defaultdict[str, dict[int, Figure]] = defaultdict(dict)
     if _is_table(inner.get("rounds")) and all("round" in row for row in inner["rounds"]):
         for row in inner["rounds"]:
-            for name, value in row.items():
-                known = read_figure(value)
-                if name != "round" and known is not None:
-                    rounds[name][int(row["round"])] = known
+            for name, known in _named({key: value for key, value in row.items() if key != "round"}):
+                rounds[name][int(row["round"])] = known
         inner = {name: value for name, value in inner.items() if name != "rounds"}
     tables = {name: value for name, value in inner.items() if _is_table(value)}
     others = _flattened({name: value for name, value in inner.items() if name not in tables})
     return Figures(dict(rounds), tables, {name: value for name, value in others if value})
+
+
+def _named(row: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Figure]]:
+    """The figures of a round, and those in a mapping there: {"measures": {"entropy": 3}} holds "entropy"."""
+    for key, value in row.items():
+        known = read_figure(value)
+        if known is not None:
+            yield f"{before}{key}", known
+        elif isinstance(value, Mapping):
+            yield from _named(value, before if key == "measures" else f"{before}{key} ")
 
 
 def read_figure(value: object) -> Figure | None:

@@ -24,6 +24,7 @@ th { background: var(--soft); } td.number, th.number { text-align: right; } td.n
 .dense { font-size: .8rem; } .dense th, .dense td { padding: .2rem .5rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .6rem; margin: .2rem 0; }
 .note { border-left: .3rem solid var(--bar); padding: .2rem 1rem; background: var(--soft); }
+.share { white-space: nowrap; }
 .bar { display: inline-block; height: .8rem; background: var(--bar); vertical-align: middle; }
 figure { margin: 1rem 0; background: white; } figure svg { max-width: 100%; height: auto; }
 figcaption { font-size: .9rem; color: black; padding: .3rem .6rem; }
@@ -107,9 +108,10 @@ def join(*parts: Content) -> Html:
 
 
 def table(head: Sequence[Content], rows: Iterable[Sequence[Content]], *, css: str = "") -> Html:
-    """A table; columns that begin with a number, or with text that starts like one, stand on the right."""
+    """A table; columns of which every cell is a number, text that starts like one, or empty, stand on the right."""
     rows = list(rows)
-    numeric = [all(_numeric(row[column]) for row in rows[:1]) and bool(rows) for column in range(len(head))]
+    columns = [[row[column] for row in rows if row[column] != ""] for column in range(len(head))]
+    numeric = [bool(cells) and all(map(_numeric, cells)) for cells in columns]
 
     def line(tag: str, cells: Sequence[Content]) -> Html:
         styled = zip(cells, numeric, strict=True)
@@ -130,7 +132,7 @@ def facts(named: Mapping[str, Content]) -> Html:
 def bar(share: float) -> Html:
     """A horizontal bar for a share between 0 and 1, with its percentage."""
     width = round(min(max(share, 0.0), 1.0) * 10, 2)
-    return Html(f'<span class="bar" style="width:{width}rem"></span> {share:.1%}')
+    return Html(f'<span class="share"><span class="bar" style="width:{width}rem"></span> {share:.1%}</span>')
 
 
 def folded(summary: Content, *parts: Content) -> Html:

@@ -106,7 +106,8 @@ def _first(counts: Counts, *, summary: Mapping[str, Any], spent: Mapping[tuple[i
     if spent:
         paid = _sum(spent.values())
         named["paid"] = f"${paid.usd:,.2f}"
-        named["paid for 1,000 conversations"] = f"${1000 * paid.usd / max(everything[KEPT], 1):,.2f}"
+        if paid.usd:
+            named["paid for 1,000 conversations"] = f"${1000 * paid.usd / max(everything[KEPT], 1):,.2f}"
         named["tokens in and out"] = f"{_short(paid.input_tokens)} + {_short(paid.output_tokens)}"
     lost = summary.get("possibly_paid_twice", 0)
     if lost:

@@ -177,6 +177,11 @@ def test_costs_and_measures_are_shown_where_they_are_known(tmp_path: Path) -> No
                 {"round": 1, "score": {"value": 5.48, "low": 5, "high": 6}},
             ],
             "agreement": 0.8125,
+            "problems": {"score": 0, "rank": 2},
+        },
+        "diversity": {
+            "rounds": [{"round": 0, "measures": {"entropy": 2.5}, "equal": {"texts": 9}}],
+            "by_file": [{"file": "a.jsonl", "items": 7}],
         },
         "duplicates": {"pairs": 12},
     }
@@ -189,10 +194,18 @@ def test_costs_and_measures_are_shown_where_they_are_known(tmp_path: Path) -> No
     }
     assert "$0.1250" in page.text
     assert "answers by m-1, the seed file; rewritten by e-2" in page.text
-    (row,) = page.table("measure")
+    difficulty, diversity = page.tables_of("measure")
+    assert diversity == [
+        {"measure": "entropy", "round 0": "2.5"},
+        {"measure": "equal texts", "round 0": "9"},
+    ]
+    assert page.table("file") == [{"file": "a.jsonl", "items": "7"}]
+    (row,) = difficulty
     assert row == {"measure": "score", "round 0": "3 [2.5, 3.5]", "round 1": "5.48 [5, 6]"}
     assert [(r["measured"], r["value"]) for table in page.tables_of("measured") for r in table] == [
         ("agreement", "0.812"),
+        ("problems, score", "0"),
+        ("problems, rank", "2"),
         ("pairs", "12"),
     ]
     plain = report(tmp_path, records)
