@@ -9,10 +9,12 @@ import json
 import os
 import random
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from batch_client import config_for, evolve_all
@@ -20,7 +22,8 @@ from batch_provider import Counting
 
 from configs.errors import UserError
 from data_gen import world
-from data_gen.config import OpenAIBatch, OpenAICompatible, Simulated
+from data_gen.config import EvolveConfig, OpenAIBatch, OpenAICompatible, Price, Simulated, SimulatedSeeds
+from data_gen.generate import generate
 from data_gen.llm.batch import BatchChat
 from data_gen.llm.batch_openai import OpenAIBatchService
 from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
@@ -295,6 +298,36 @@ def test_credentials_that_openai_does_not_take_and_a_missing_key_are_refused(mon
         OpenAIBatchService(OpenAICompatible(model="m"))
     with pytest.raises(UserError, match="VertexBatch"):
         OpenAIBatchService(OpenAICompatible(model="m", credentials="google"))
+
+
+def test_a_whole_run_by_jobs_leaves_the_same_bytes_at_half_the_price(tmp_path: Path) -> None:
+    begun, ended = threading.Event(), threading.Event()
+    providers: list[Provider] = []
+
+    async def serve() -> None:
+        async with Provider() as provider:
+            providers.append(provider)
+            begun.set()
+            await asyncio.to_thread(ended.wait)
+
+    def evolved(folder: str, llm: OpenAICompatible) -> dict[str, Any]:
+        config = EvolveConfig(seeds=SimulatedSeeds(count=12), llm=llm, rounds=2)
+        return generate(config, tmp_path / folder, progress=lambda *_: None)
+
+    server = threading.Thread(target=asyncio.run, args=(serve(),))
+    server.start()
+    try:
+        assert begun.wait(10)
+        online = dataclasses.replace(providers[0].config, price=Price(input=1.0, output=2.0))
+        alone = evolved("online", online)
+        in_jobs = evolved("jobs", dataclasses.replace(online, batch=LIMITS))
+    finally:
+        ended.set()
+        server.join()
+    assert in_jobs["dataset_sha256"] == alone["dataset_sha256"]
+    assert in_jobs["usd"] == pytest.approx(alone["usd"] / 2)
+    assert in_jobs["asked"] == alone["asked"]
+    assert len(providers[0].account.batches) <= 1 + 3 * 2  # an answer; then a rewrite, a verdict and an answer a round
 
 
 # --- kills

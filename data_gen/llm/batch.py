@@ -138,15 +138,14 @@ class BatchChat:
         for follower in self._followers:
             follower.cancel()
         await asyncio.gather(*self._followers, return_exceptions=True)
-        for waiting in self._waiting.values():
-            for caller in waiting.callers:
-                caller.cancel()
+        for digest in list(self._waiting):
+            self._answer(digest, _closed())
 
     async def complete(self, request: ChatRequest) -> ChatReply:
         """The reply that a job brought.
 
         Raises:
-          NotSent, Ambiguous: `MOST_JOBS` jobs brought none, or this is closed.
+          NotSent: `MOST_JOBS` jobs brought none (what may have been paid for is counted), or this is closed.
           Permanent: with scope "request", refused for good; else no job can be created, or reached any more.
         """
         digest = request.digest
@@ -164,7 +163,7 @@ class BatchChat:
 
     async def _wait_for(self, digest: str, request: ChatRequest) -> None:
         if self._is_closed:
-            raise NotSent("no batch job is waited for any more")
+            raise _closed()
         waiting = self._waiting.get(digest)
         if waiting is None:
             job = self._job_of.get(digest)
@@ -372,7 +371,7 @@ class BatchChat:
             elif isinstance(found := error or join.errors.get(digest), Permanent):
                 self._answer(digest, found)
             else:
-                again.append((digest, found or Ambiguous(f"job {job.name} holds no result for it")))
+                again.append((digest, found or NotSent(f"{job.name} holds no result for it")))
         for digest, found in again:
             waiting = self._waiting[digest]
             waiting.jobs += 1
@@ -401,6 +400,10 @@ class BatchChat:
     async def _keep(self, rows: list[tuple[str, Outcome]]) -> None:
         await self._journal.commit(partial(jobs_file.keep, outcomes=rows))
         self._kept.update(digest for digest, _ in rows)
+
+
+def _closed() -> NotSent:
+    return NotSent("no batch job is waited for any more")
 
 
 def _pause(error: NotSent | Ambiguous, *, otherwise: float) -> float:

@@ -15,7 +15,7 @@ from typing import Self
 
 from configs.errors import UserError
 from data_gen.config import Faults, Simulated
-from data_gen.llm.server import gemini_wire, openai_wire
+from data_gen.llm.server import gemini_wire, openai_batches, openai_wire, vertex_batches
 from data_gen.llm.server.connection import Connection
 from data_gen.llm.server.faults import RetryAfter
 from data_gen.llm.server.http import Route
@@ -25,7 +25,12 @@ from data_gen.llm.simulated import NAME
 Format = Callable[[Service], Sequence[Route]]
 """A wire format: its routes, answering from a service."""
 
-FORMATS: tuple[Format, ...] = (openai_wire.routes, gemini_wire.routes)
+FORMATS: tuple[Format, ...] = (
+    openai_wire.routes,
+    gemini_wire.routes,
+    openai_batches.routes,
+    vertex_batches.routes,
+)
 """What is served."""
 
 
