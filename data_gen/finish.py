@@ -6,47 +6,39 @@ Lineages are read from the journal as often as they are needed, so memory holds 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from configs.errors import UserError
-from configs.folder import replacing
+from configs.folder import replacing, write_atomically
 from configs.interrupt import StopFlag
 from data_gen import shards
-from data_gen.config import Measure
-from data_gen.evolve import Lineage
+from data_gen.card import data_card
+from data_gen.config import AnswerConfig, EvolveConfig
+from data_gen.evolve import Lineage, judge_of
 from data_gen.llm import journal_file, simulated
+from data_gen.llm.chat import BudgetSpent
 from data_gen.llm.journal import Journal
 from data_gen.llm.journal_file import Spent
+from data_gen.llm.pricing import prices_version
+from data_gen.measure.asking import Judge
+from data_gen.measure.measure import Check, per_round
+from data_gen.records import Record, Rejected
 from data_gen.report import write_report
 from data_gen.run import Run
-from data_gen.shard_files import FileFormat
 from data_gen.tally import Tally
 
 DATASET = "dataset"
 REJECTED = "rejected.jsonl"
+MEASURES = "measures.json"
+CARD = "README.md"
 
 
 class FinishError(UserError):
     """Nothing came out that could be written."""
-
-
-class Output(Protocol):
-    """How a data set is written: settings that `EvolveConfig` and `AnswerConfig` share."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def records_per_shard(self) -> int: ...
-    @property
-    def file_format(self) -> FileFormat: ...
-    @property
-    def measure(self) -> Measure: ...
-    @property
-    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +53,14 @@ class Made:
     """Of one lineage, by round."""
     facts: Mapping[str, Any]
     """What else the run counted."""
+
+
+async def write_run(
+    run: Run, config: EvolveConfig | AnswerConfig, out: Path, *, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes what a run's journal holds; see `write`."""
+    judge = judge_of(config, run.answering()) if isinstance(config, EvolveConfig) else None
+    return await write(config, out, made=made_by(run, facts=facts), judge=judge)
 
 
 def made_by(run: Run, *, facts: Mapping[str, Any]) -> Made:
@@ -90,22 +90,26 @@ def saved_lineages(journal: Journal, *, stop: StopFlag) -> Iterator[Lineage]:
         yield Lineage.from_json(saved.payload)
 
 
-def write(config: Output, out: Path, *, made: Made) -> dict[str, Any]:
+async def write(
+    config: EvolveConfig | AnswerConfig, out: Path, *, made: Made, judge: Judge | None = None
+) -> dict[str, Any]:
     """Writes everything but the completion mark into `out`, and returns the summary.
 
     Raises:
       FinishError: not one record survived.
     """
+    measures = await _measured(config, made, judge=judge)
+    lineages = partial(checked_lineages, made.lineages, measures.checks)
     tally = Tally()
     with replacing(out / REJECTED) as lines:
-        for lineage in made.lineages():
+        for lineage in lineages():
             tally.add(lineage)
             for rejected in lineage.rejected:
                 lines.write(json.dumps(vars(rejected), ensure_ascii=False) + "\n")
     if not tally.records:
         raise FinishError(_nothing_left(tally, out))
     manifest = shards.write_dataset(
-        (record for lineage in made.lineages() for record in lineage.records),
+        (record for lineage in lineages() for record in lineage.records),
         out / DATASET,
         name=config.name,
         count=tally.records,
@@ -113,9 +117,79 @@ def write(config: Output, out: Path, *, made: Made) -> dict[str, Any]:
         description=_description(tally, made.facts),
         file_format=config.file_format,
     )
-    summary = {**made.facts, **tally.summary(), "dataset_sha256": manifest.sha256}
-    write_report(out, summary=summary, spent=made.spent, costs=made.costs, measures=None)
+    summary = {
+        **made.facts,
+        **tally.summary(),
+        "dataset_sha256": manifest.sha256,
+        "prices": prices_version(),
+        "not_measured": measures.not_measured,
+    }
+    write_atomically(out / MEASURES, json.dumps(measures.told, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(out / CARD, data_card(summary=summary, config=config, measures=measures.told))
+    write_report(out, summary=summary, spent=made.spent, costs=made.costs, measures=measures.told)
     return summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What was found of single records, by id, and what is told of all of them."""
+
+    checks: Mapping[str, Sequence[Check]]
+    told: Mapping[str, Any]
+    not_measured: str = ""
+
+
+async def _measured(config: EvolveConfig | AnswerConfig, made: Made, *, judge: Judge | None) -> _Measured:
+    """The measures of the whole; of a shard none, for they are about all records together."""
+    if isinstance(config, EvolveConfig) and config.shard.count > 1:
+        return _Measured(checks={}, told={}, not_measured="a shard is measured when it is merged with the others")
+
+    def records() -> Iterator[Record]:
+        return (record for lineage in made.lineages() for record in lineage.records)
+
+    if not any(True for _ in records()):
+        return _Measured(checks={}, told={})
+    not_measured = ""
+    try:
+        measures = await per_round(records, config=config.measure, seed=config.seed, judge=judge)
+    except BudgetSpent as error:
+        without = replace(config.measure, difficulty_lineages=0, contamination_verdict="retrieval")
+        measures = await per_round(records, config=without, seed=config.seed)
+        not_measured = f"what the judge would have said: {error}"
+    return _Measured(checks=measures.checks, told=measures.to_json(), not_measured=not_measured)
+
+
+def checked_lineages(
+    lineages: Callable[[], Iterator[Lineage]], checks: Mapping[str, Sequence[Check]]
+) -> Iterator[Lineage]:
+    """The lineages with what was found of their records: flagged, or among the rejected."""
+    for lineage in lineages():
+        found = any(record.id in checks for record in lineage.records)
+        yield checked(lineage, checks) if found else lineage
+
+
+def checked(lineage: Lineage, checks: Mapping[str, Sequence[Check]]) -> Lineage:
+    """A lineage whose records are flagged with what was found of them, or dropped for it."""
+    outcomes: list[Record | Rejected] = list(lineage.rejected)
+    for record in lineage.records:
+        found = checks.get(record.id, ())
+        dropped = next((check for check in found if check.action == "drop"), None)
+        if dropped is None:
+            outcomes.append(replace(record, flags=tuple(check.rule for check in found)))
+            continue
+        outcomes.append(
+            Rejected(
+                record.lineage,
+                record.round,
+                record.operation,
+                dropped.rule,
+                dropped.evidence,
+                instruction=record.instruction,
+                answer=record.answer,
+                source=record.source,
+            )
+        )
+    return Lineage.of(sorted(outcomes, key=lambda outcome: outcome.round))
 
 
 def _nothing_left(tally: Tally, out: Path) -> str:
