@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -48,7 +49,8 @@ class VirtualTime:
             if self._sleepers and not all(task.done() for task in work):
                 at, _, woken = heapq.heappop(self._sleepers)
                 self.now = max(self.now, at)
-                woken.set_result(None)
+                if not woken.done():  # its sleeper may have been cancelled
+                    woken.set_result(None)
         return await asyncio.gather(*work, return_exceptions=True)
 
 
@@ -113,7 +115,9 @@ def test_a_later_rate_limit_holds_those_who_already_wait() -> None:
         return NotSent("slow", retry_after={1: 2.0, 2: 30.0}[sent], rate_limited=True) if sent <= 2 else None
 
     _, provider, _ = paced(failure, requests=2, concurrency=2)
-    assert sorted(at for at, _ in provider.sent) == [0.0, 0.0, 31.0, 31.0]
+    at = [at for at, _ in provider.sent]
+    assert at[:3] == [0.0, 0.0, 31.0]
+    assert 31.0 < at[3] < 33.0, "one after the other"
 
 
 def test_a_rate_limit_without_retry_after_backs_off_further_each_time() -> None:
@@ -192,6 +196,141 @@ def test_a_server_that_is_down_exhausts_only_those_that_were_sent() -> None:
 
     outcomes, _, _ = paced(failure, requests=100, concurrency=3, max_attempts=4)
     assert sum(isinstance(outcome, NotSent) for outcome in outcomes) == 0
+
+
+def test_the_number_in_flight_starts_at_20_and_doubles_each_round_up_to_the_limit() -> None:
+    _, provider, _ = paced(lambda _: None, requests=500, concurrency=100)
+    rounds = [sum(at == second for at, _ in provider.sent) for second in range(5)]
+    assert rounds == [20, 40, 80, 100, 100]
+
+
+def test_a_failure_that_is_no_rate_limit_pauses_growth_for_a_round() -> None:
+    def failure(sent: int) -> Exception | None:
+        return Ambiguous("lost") if sent == 1 else None
+
+    _, provider, _ = paced(failure, requests=100, concurrency=100)
+    assert [sum(at == second for at, _ in provider.sent) for second in range(2)] == [20, 19]
+
+
+def test_who_waited_longest_goes_first_and_who_was_refused_before_all() -> None:
+    def failure(sent: int) -> Exception | None:
+        return NotSent("slow down", retry_after=5.0, rate_limited=True) if sent in (3, 4) else None
+
+    _, provider, _ = paced(failure, requests=12, concurrency=4)
+    assert [number for _, number in provider.sent] == [0, 1, 2, 3, 4, 5, 2, 3, *range(6, 12)]
+
+
+@pytest.mark.parametrize("retry_after", [-5.0, 0.0, 1e9, float("inf")])
+def test_a_wait_that_is_no_wait_or_too_long_is_bounded_by_0_and_ten_minutes(retry_after: float) -> None:
+    def failure(sent: int) -> Exception | None:
+        return NotSent("slow down", retry_after=retry_after, rate_limited=True) if sent == 2 else None
+
+    outcomes, provider, _ = paced(failure, requests=2, concurrency=1)
+    assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    last, again = [at for at, number in provider.sent if number == 1]
+    waited = again - last - 1.0
+    assert waited == 600.0 if retry_after > 0 else 0.0 <= waited <= 2.0
+
+
+def test_a_request_that_is_refused_while_all_others_pass_is_given_up_in_the_end() -> None:
+    class Choosy(Provider):
+        async def complete(self, request: ChatRequest) -> ChatReply:
+            await super().complete(request)
+            if request.seed == 7:
+                raise NotSent("too large for your tier", retry_after=0.1, rate_limited=True)
+            return ChatReply(text="yes", finish_reason="stop", model="m")
+
+    async def run() -> list[ChatReply | BaseException]:
+        time = VirtualTime()
+        pacing = Pacing(Choosy(time, lambda _: None), concurrency=4, max_attempts=2, clock=time.clock, sleep=time.sleep)
+        return await time.run(*(asyncio.create_task(pacing.complete(asking(i))) for i in range(400)))
+
+    outcomes = asyncio.run(run())
+    assert [number for number, outcome in enumerate(outcomes) if isinstance(outcome, NotSent)] == [7]
+
+
+def test_requests_per_minute_are_kept_and_used() -> None:
+    async def run() -> list[float]:
+        time = VirtualTime()
+        provider = Provider(time, lambda _: None)
+        pacing = Pacing(
+            provider, concurrency=50, max_attempts=1, requests_per_minute=120, clock=time.clock, sleep=time.sleep
+        )
+        assert pacing.rate == 2.0
+        await time.run(*(asyncio.create_task(pacing.complete(asking(i))) for i in range(240)))
+        return [at for at, _ in provider.sent]
+
+    sent = asyncio.run(run())
+    assert max(sum(begin <= at < begin + 60.0 for at in sent) for begin in sent) <= 121
+    assert sent[-1] < 120.0
+
+
+@pytest.mark.parametrize("tokens", [40, 400])
+def test_tokens_per_minute_are_kept_and_used_whatever_replies_hold(tokens: int) -> None:
+    class Wordy(Provider):
+        async def complete(self, request: ChatRequest) -> ChatReply:
+            reply = await super().complete(request)
+            return replace(reply, input_tokens=100, output_tokens=tokens)
+
+    async def run() -> list[float]:
+        time = VirtualTime()
+        provider = Wordy(time, lambda _: None)
+        pacing = Pacing(
+            provider, concurrency=50, max_attempts=1, tokens_per_minute=60_000, clock=time.clock, sleep=time.sleep
+        )
+        questions = [replace(asking(i), messages=(Message("user", "?" * 400),), max_tokens=2048) for i in range(600)]
+        await time.run(*(asyncio.create_task(pacing.complete(question)) for question in questions))
+        return [at for at, _ in provider.sent]
+
+    sent = asyncio.run(run())
+    used = (100 + tokens) * len(sent)
+    assert 0.9 * used / 1000.0 - 6.0 < sent[-1] < 1.1 * used / 1000.0
+
+
+def test_what_is_known_is_answered_without_a_place_and_tells_nothing_about_the_provider() -> None:
+    old = ChatReply(text="before", finish_reason="stop", model="m")
+
+    async def known(request: ChatRequest) -> ChatReply | None:
+        return old if request.seed % 2 else None
+
+    async def run() -> tuple[list[ChatReply | BaseException], Provider, float]:
+        time = VirtualTime()
+        provider = Provider(time, lambda _: None)
+        pacing = Pacing(provider, concurrency=1, max_attempts=1, known=known, clock=time.clock, sleep=time.sleep)
+        work = [asyncio.create_task(pacing.complete(asking(i))) for i in range(6)]
+        return await time.run(*work), provider, time.now
+
+    replies, provider, seconds = asyncio.run(run())
+    assert [reply is old for reply in replies] == [False, True] * 3
+    assert ([number for _, number in provider.sent], seconds) == ([0, 2, 4], 3.0)
+
+
+def test_who_gives_up_waiting_leaves_the_turn_and_the_place_to_others() -> None:
+    async def run() -> int:
+        time = VirtualTime()
+        provider = Provider(time, lambda _: None)
+        pacing = Pacing(provider, concurrency=2, max_attempts=1, clock=time.clock, sleep=time.sleep)
+        work = [asyncio.create_task(pacing.complete(asking(i))) for i in range(40)]
+        for doomed in (*work[0:2], *work[3:30:2]):  # some on the wire, the one whose turn it is, and some in the queue
+            await asyncio.sleep(0)
+            doomed.cancel()
+        outcomes = await time.run(*work)
+        assert (pacing.in_flight, pacing.limit) == (0, 2)
+        return sum(isinstance(outcome, ChatReply) for outcome in outcomes)
+
+    assert asyncio.run(run()) == 40 - 16
+
+
+@pytest.mark.parametrize("setting", [{"requests_per_minute": 0.0}, {"tokens_per_minute": -1.0}])
+def test_rates_of_nothing_are_refused(setting: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Pacing(
+            Provider(VirtualTime(), lambda _: None),
+            concurrency=1,
+            max_attempts=1,
+            requests_per_minute=setting.get("requests_per_minute"),
+            tokens_per_minute=setting.get("tokens_per_minute"),
+        )
 
 
 @pytest.mark.parametrize("setting", [{"concurrency": 0, "max_attempts": 1}, {"concurrency": 1, "max_attempts": 0}])
