@@ -57,6 +57,18 @@ def test_a_lineage_that_is_replaced_at_once_makes_no_standstill() -> None:
     asyncio.run(body())
 
 
+def test_a_lineage_that_waits_for_what_answers_bring_stands_still_meanwhile() -> None:
+    async def body() -> None:
+        standstill = Standstill(settle_seconds=0.01)
+        with standstill.lineage(), standstill.lineage():
+            standstill.stands()
+            with standstill.standing():
+                assert await told(standstill) == 1
+            assert await told(standstill) == 0
+
+    asyncio.run(body())
+
+
 def test_what_is_asked_outside_of_all_lineages_waits_for_nobody() -> None:
     async def body() -> None:
         standstill = Standstill(settle_seconds=0.01)

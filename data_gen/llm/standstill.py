@@ -42,6 +42,15 @@ class Standstill:
     def leave(self, send: Callable[[], None]) -> None:
         self._senders.remove(send)
 
+    @contextlib.contextmanager
+    def standing(self) -> Iterator[None]:
+        """Around a wait of one lineage for what only answers can bring, such as room in a budget."""
+        self.stands()
+        try:
+            yield
+        finally:
+            self.moves()
+
     def stands(self) -> None:
         """One more lineage waits."""
         self.waiting += 1
