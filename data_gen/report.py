@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,11 +11,11 @@ from configs.folder import write_atomically
 from data_gen import shards
 from data_gen.llm import simulated
 from data_gen.llm.journal_file import Spent
-from data_gen.operations import OPERATIONS
 from data_gen.page import Content, Html, bar, element, facts, figure, folded, join, page, table
-from data_gen.report_counts import KEPT, WORDS_ASKED_FOR, Counts, count, read_rejected
+from data_gen.report_counts import Counts, count, read_rejected
 from data_gen.report_lineages import SEED, CostsOf, cut, lineages_section
 from data_gen.report_measures import measures_section
+from data_gen.tally import Rate
 
 LINEAGES_SHOWN = 50
 SOURCES_SHOWN = 20
@@ -96,18 +95,17 @@ _SIMULATION = element(
 
 def _first(counts: Counts, *, summary: Mapping[str, Any], spent: Mapping[tuple[int, str], Spent] | None) -> Html:
     """What one asks first of a data set: how much there is, what it cost, and who wrote it."""
-    everything = _total(counts.by().values())
-    dropped = everything.total() - everything[KEPT]
+    whole = counts.whole
     named: dict[str, Content] = {
-        "conversations": f"{everything[KEPT]:,}",
+        "conversations": f"{whole.kept:,}",
         "lineages": f"{counts.lineages:,}",
-        "candidates dropped": f"{dropped / max(everything.total(), 1):.1%}",
+        "candidates dropped": f"{whole.dropped.total() / max(whole.tried, 1):.1%}",
     }
     if spent:
         paid = _sum(spent.values())
         named["paid"] = f"${paid.usd:,.2f}"
         if paid.usd:
-            named["paid for 1,000 conversations"] = f"${1000 * paid.usd / max(everything[KEPT], 1):,.2f}"
+            named["paid for 1,000 conversations"] = f"${1000 * paid.usd / max(whole.kept, 1):,.2f}"
         named["tokens in and out"] = f"{_short(paid.input_tokens)} + {_short(paid.output_tokens)}"
     lost = summary.get("possibly_paid_twice", 0)
     if lost:
@@ -119,7 +117,7 @@ def _first(counts: Counts, *, summary: Mapping[str, Any], spent: Mapping[tuple[i
     by = f"; rewritten by {written}" if written and written != answered else ""
     parts: list[Content] = [
         facts(named),
-        element("p", f"{everything[KEPT]:,} conversations; answers by {answered}{by}."),
+        element("p", f"{whole.kept:,} conversations; answers by {answered}{by}."),
     ]
     if simulated.NAME in counts.models or simulated.NAME in counts.evolvers:
         parts.append(_SIMULATION)
@@ -135,108 +133,81 @@ def _rounds(counts: Counts) -> Html:
     by_round = counts.by("round")
     has_steps = any(sums.simulated for sums in counts.rounds.values())
     rows = []
-    for (number,), outcomes in by_round.items():
-        sums = counts.rounds[int(number)]
-        dropped = outcomes.total() - outcomes[KEPT]
-        kept = max(sums.records, 1)
+    for (number,), rate in by_round.items():
+        sums, kept = counts.rounds[int(number)], max(rate.kept, 1)
+        told = bool(number and rate.kept)  # seeds were not asked to grow
         row: list[Content] = [
             number,
-            f"{outcomes[KEPT]:,}",
-            f"{dropped:,}",
-            bar(dropped / outcomes.total()),
+            f"{rate.kept:,}",
+            f"{rate.dropped.total():,}",
+            bar(rate.dropped.total() / rate.tried),
             f"{sums.words / kept:.1f}",
-            f"{sums.words_added / kept:+.1f}" if number and sums.records else "",
-            f"{sums.as_asked / kept:.1%}" if number and sums.records else "",
+            f"{rate.words / kept:+.1f}" if told else "",
+            f"{rate.as_asked / kept:.1%}" if told else "",
             f"{sums.words_of_answers / kept:.1f}",
         ]
         if has_steps:
             row.append(f"{sums.steps / sums.simulated:.2f}" if sums.simulated else "")
         rows.append(row)
-    head = ["round", "kept", "dropped", "share dropped", "words per instruction", "words added"]
-    head += ["added {} to {}".format(*WORDS_ASKED_FOR), "words per answer"]
-    rules = [KEPT, *_rule_order(_total(by_round.values()))]
-    drawing = plots.stacked(
-        [str(number) for (number,) in by_round],
-        {rule: [float(outcomes[rule]) for outcomes in by_round.values()] for rule in rules},
-        x_label="round",
-        y_label="candidates",
-    )
-    return join(
-        table([*head, "steps per task"] if has_steps else head, rows),
-        figure(drawing, "Candidates of each round: kept, or dropped by which rule."),
-    )
+    head = ["round", "kept", "dropped", "share dropped", "words per instruction", "words added", "added 10 to 20"]
+    head += ["words per answer", *(["steps per task"] if has_steps else [])]
+    heights = {"kept": [float(rate.kept) for rate in by_round.values()]}
+    for rule in _rules_by_size(counts):
+        heights[rule] = [float(rate.dropped[rule]) for rate in by_round.values()]
+    drawing = plots.stacked([str(number) for (number,) in by_round], heights, x_label="round", y_label="candidates")
+    return join(table(head, rows), figure(drawing, "Candidates of each round: kept, or dropped by which rule."))
 
 
 def _operations(counts: Counts) -> Html:
-    by_operation = {str(name): outcomes for (name,), outcomes in counts.by("operation").items() if name}
     rows = [
-        (name, f"{outcomes[KEPT]:,}", f"{outcomes.total() - outcomes[KEPT]:,}", bar(outcomes[KEPT] / outcomes.total()))
-        for name, outcomes in sorted(by_operation.items(), key=lambda item: _order(item[0]))
+        (operation, f"{rate.kept:,}", f"{rate.dropped.total():,}", bar(rate.kept / rate.tried))
+        for (operation,), rate in counts.by("operation").items()
+        if operation
     ]
     return table(("operation", "kept", "dropped", "share kept"), rows)
 
 
-def _order(operation: str) -> tuple[int, str]:
-    known = list(OPERATIONS)
-    return (known.index(operation) if operation in known else len(known), operation)
-
-
 def _rules(counts: Counts) -> Html:
-    total = _total(counts.by().values())
-    rules = _rule_order(total)
+    whole, rules = counts.whole, _rules_by_size(counts)
     if not rules:
         return element("p", "Nothing was eliminated.")
-    meaning = [(rule, f"{total[rule]:,}", _rate(total, rule), RULES.get(rule, "")) for rule in rules]
+    meaning = [(rule, f"{whole.dropped[rule]:,}", _share(whole, rule), RULES.get(rule, "")) for rule in rules]
     by_source = counts.by("source")
-    shown = sorted(by_source, key=lambda key: -by_source[key].total())[:SOURCES_SHOWN]
+    largest = sorted(by_source, key=lambda key: -by_source[key].tried)[:SOURCES_SHOWN]
     cells = counts.by("operation", "round", "source")
     parts: list[Content] = [
         table(("rule", "candidates", "of all", "what it means"), meaning),
         element("h3", "Rates by operation"),
-        _rates(("of operation",), counts.by("operation"), rules, order=lambda key: _order(str(key[0]))),
+        _rates(("of operation",), counts.by("operation"), rules),
         element("h3", "Rates by round"),
         _rates(("in round",), counts.by("round"), rules),
         element("h3", "Rates by source"),
-        _rates(("from source",), {key: by_source[key] for key in shown}, rules),
-        element("p", element("small", f"The {len(shown)} largest of {len(by_source):,} sources."))
-        if len(shown) < len(by_source)
-        else "",
-        folded(
-            f"Rates by operation, round and source: {len(cells):,} cells"
-            + (f", the first {CELLS_SHOWN} shown" if len(cells) > CELLS_SHOWN else ""),
-            _rates(("operation", "round", "source"), dict(list(cells.items())[:CELLS_SHOWN]), rules),
-        ),
+        _rates(("from source",), {key: by_source[key] for key in largest}, rules),
     ]
-    return join(*parts)
+    if len(largest) < len(by_source):
+        parts.append(element("p", element("small", f"The {len(largest)} largest of {len(by_source):,} sources.")))
+    cut_off = f", the first {CELLS_SHOWN} shown" if len(cells) > CELLS_SHOWN else ""
+    shown = dict(list(cells.items())[:CELLS_SHOWN])
+    title = f"Rates by operation, round and source: {len(cells):,} cells{cut_off}"
+    return join(*parts, folded(title, _rates(("operation", "round", "source"), shown, rules)))
 
 
-def _rates(
-    head: Sequence[str],
-    cells: Mapping[tuple[int | str, ...], Counter[str]],
-    rules: Sequence[str],
-    *,
-    order: Callable[[tuple[int | str, ...]], Any] | None = None,
-) -> Html:
+def _rates(head: Sequence[str], cells: Mapping[tuple[str | int, ...], Rate], rules: Sequence[str]) -> Html:
     """For each cell the share of its candidates that each rule dropped, with their number."""
-    keys = sorted(cells, key=order) if order else list(cells)
     rows = [
-        (
-            *(SEED if part == "" else part for part in key),
-            f"{cells[key].total():,}",
-            *(_rate(cells[key], r) for r in rules),
-        )
-        for key in keys
+        (*(SEED if part == "" else part for part in key), f"{rate.tried:,}", *(_share(rate, rule) for rule in rules))
+        for key, rate in cells.items()
     ]
     return table((*head, "candidates", *(rule.replace("_", " ") for rule in rules)), rows, css="dense")
 
 
-def _rate(outcomes: Counter[str], rule: str) -> str:
-    number = outcomes[rule]
-    return f"{number / max(outcomes.total(), 1):.1%} ({number:,})" if number else "0"
+def _share(rate: Rate, rule: str) -> str:
+    number = rate.dropped[rule]
+    return f"{number / rate.tried:.1%} ({number:,})" if number else "0"
 
 
-def _rule_order(outcomes: Counter[str]) -> list[str]:
-    return [rule for rule, number in outcomes.most_common() if rule != KEPT and number]
+def _rules_by_size(counts: Counts) -> list[str]:
+    return [rule for rule, _ in counts.tally.rules.most_common()]
 
 
 # --- what it cost
@@ -280,10 +251,6 @@ def _cells(cost: Spent) -> tuple[str, ...]:
 
 def _sum(costs: Iterable[Spent]) -> Spent:
     return Spent(*(sum(column) for column in zip(Spent(), *costs, strict=True)))
-
-
-def _total(counters: Iterable[Counter[str]]) -> Counter[str]:
-    return sum(counters, Counter())
 
 
 def _short(number: int) -> str:

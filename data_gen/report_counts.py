@@ -12,34 +12,20 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 from data_gen.evolve import Lineage
+from data_gen.operations import OPERATIONS
 from data_gen.records import Record, Rejected
-
-KEPT = "kept"
-WORDS_ASKED_FOR = (10, 20)
-"""What the prompts ask a rewrite to add at least and at most (arXiv 2304.12244, appendix A)."""
-
-
-class Cell(NamedTuple):
-    """Where a candidate comes from: what the rates are told by."""
-
-    round: int
-    operation: str
-    source: str
+from data_gen.tally import Rate, Tally
 
 
 @dataclass
 class RoundCounts:
-    """Sums over the records of a round."""
+    """Sums over the records of a round, beside those of `Tally`."""
 
-    records: int = 0
     words: int = 0
     words_of_answers: int = 0
-    words_added: int = 0
-    as_asked: int = 0
-    """Of these, how many added as many words as the prompts ask for."""
     simulated: int = 0
     """Tasks of the simulated world, which alone have a number of steps."""
     steps: int = 0
@@ -49,8 +35,7 @@ class RoundCounts:
 class Counts:
     """All that the page says of a data set in numbers, and the lineages that it shows."""
 
-    outcomes: defaultdict[Cell, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """For each cell how many candidates were kept (`KEPT`), or dropped by which rule."""
+    tally: Tally = field(default_factory=Tally)
     rounds: defaultdict[int, RoundCounts] = field(default_factory=lambda: defaultdict(RoundCounts))
     models: Counter[str] = field(default_factory=Counter)
     """Who wrote the answers; "" where the seeds brought their own."""
@@ -60,12 +45,18 @@ class Counts:
     """Of which there is at least one record: data sets are written lineage by lineage."""
     sample: tuple[Lineage, ...] = ()
 
-    def by(self, *columns: str) -> dict[tuple[int | str, ...], Counter[str]]:
-        """The outcomes summed over all but these columns of `Cell`, in their order."""
-        summed: defaultdict[tuple[int | str, ...], Counter[str]] = defaultdict(Counter)
-        for cell, outcomes in self.outcomes.items():
-            summed[tuple(getattr(cell, column) for column in columns)].update(outcomes)
-        return dict(sorted(summed.items()))
+    def by(self, *columns: Literal["operation", "round", "source"]) -> dict[tuple[str | int, ...], Rate]:
+        """What became of the candidates, seeds among them, summed over all but these columns; by their order."""
+        order = {name: number for number, name in enumerate((*OPERATIONS, ""))}
+        summed: defaultdict[tuple[str | int, ...], Rate] = defaultdict(Rate)
+        for cell in sorted(self.tally.rates, key=lambda cell: (order.get(cell.operation, -1), cell)):
+            summed[tuple(getattr(cell, column) for column in columns)].add(self.tally.rates[cell])
+        return dict(summed) if "operation" in columns else dict(sorted(summed.items()))
+
+    @property
+    def whole(self) -> Rate:
+        """What became of all candidates."""
+        return self.by().get((), Rate())
 
 
 def count(records: Iterable[Record], rejected: Iterable[Rejected], *, sampled: int) -> Counts:
@@ -75,14 +66,14 @@ def count(records: Iterable[Record], rejected: Iterable[Rejected], *, sampled: i
     for record in records:
         counts.lineages += record.lineage != last
         last = record.lineage
-        counts.outcomes[Cell(record.round, record.operation, record.source)][KEPT] += 1
+        counts.tally.add_record(record)
         counts.models[record.model] += 1
         counts.evolvers.update({record.evolver} - {""})
         counts.flags.update(record.flags)
         _add(record, counts.rounds[record.round])
         sample.add(record)
     for row in rejected:
-        counts.outcomes[Cell(row.round, row.operation, row.source)][row.rule] += 1
+        counts.tally.add_rejected(row)
         sample.add(row)
     counts.sample = sample.lineages()
     return counts
@@ -96,12 +87,8 @@ def read_rejected(file: Path) -> Iterator[Rejected]:
 
 
 def _add(record: Record, sums: RoundCounts) -> None:
-    sums.records += 1
     sums.words += len(record.instruction.split())
     sums.words_of_answers += len(record.answer.split())
-    if record.round:
-        sums.words_added += record.words_added
-        sums.as_asked += WORDS_ASKED_FOR[0] <= record.words_added <= WORDS_ASKED_FOR[1]
     sums.simulated += record.steps > 0
     sums.steps += record.steps
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from dataclasses import replace
@@ -13,9 +14,9 @@ from test_report import example
 
 from data_gen.evolve import Lineage
 from data_gen.lineage_view import SHORT, ShowError, find_lineage, plain, show_lineage
-from data_gen.llm import journal_file
-from data_gen.llm.chat import ChatRequest, Message, RequestKey
-from data_gen.llm.journal_file import JournalError, Outcome
+from data_gen.llm.chat import ChatReply, ChatRequest, Message, RequestKey
+from data_gen.llm.journal import JOURNAL, Journal
+from data_gen.llm.journal_file import JournalError
 from data_gen.records import Rejected
 from data_gen.shards import write_dataset
 from wizard_jax.cli import main
@@ -25,23 +26,30 @@ SECOND = example("000004", 1, instruction="Name three red fruits.", words_added=
 DROPPED = Rejected("000004", 2, "in_breadth", "refusal", "says sorry", "Name a tree.", "Sorry.", "seeds.json")
 
 
-def save(folder: Path, lineages: dict[int, Lineage], *, finished: bool = True) -> None:
-    """A journal with these lineages, each of which has had one reply of $0.25 in round 1."""
-    folder.mkdir(exist_ok=True)
-    db = journal_file.connect(folder / "journal.sqlite")
-    for index, lineage in lineages.items():
-        name = f"{index:06d}"
-        key = RequestKey(name, 1, "answer")
-        request = ChatRequest(
-            key=key, model="m", messages=(Message("user", "?"),), temperature=1.0, top_p=1.0, max_tokens=9, seed=0
+class OneReply:
+    """A model whose every reply costs $0.25."""
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        return ChatReply(
+            text="So.", finish_reason="stop", model=request.model, input_tokens=10, output_tokens=5, usd=0.25
         )
-        outcome = Outcome("reply", "So.", "stop", "m-1", 10, 5, cached_tokens=0, usd=0.25)
-        journal_file.save_outcome(db, digest=name, request=request, outcome=outcome)
-        if lineage.records or lineage.rejected:
-            journal_file.save_lineage(
-                db, index=index, seed_id=f"{name} abc", payload=lineage.to_json(), finished=finished
-            )
-    db.close()
+
+
+def save(folder: Path, lineages: dict[int, Lineage], *, finished: bool = True) -> None:
+    """A journal with these lineages, each of which has had one reply, in round 1; an empty one is not saved."""
+    folder.mkdir(exist_ok=True)
+    asyncio.run(_save(folder, lineages, finished=finished))
+
+
+async def _save(folder: Path, lineages: dict[int, Lineage], *, finished: bool) -> None:
+    async with Journal.open(folder / JOURNAL) as journal:
+        model = journal.wrap(OneReply())
+        for index, lineage in lineages.items():
+            name = f"{index:06d}"
+            asked = {"messages": (Message("user", "?"),), "temperature": 1.0, "top_p": 1.0, "max_tokens": 9, "seed": 0}
+            await model.complete(ChatRequest(key=RequestKey(name, 1, "answer"), model="m-1", **asked))
+            if lineage.records or lineage.rejected:
+                await journal.save_lineage(index, seed_id=f"{name} abc", payload=lineage.to_json(), finished=finished)
 
 
 def shown(folder: Path, seed_id: str, *, width: int = 200, color: str | None = None, texts: str = "short") -> str:
@@ -152,12 +160,13 @@ def test_what_a_check_after_the_run_dropped_is_not_shown_as_kept(tmp_path: Path)
 
 def test_a_run_that_is_under_way_is_left_alone(tmp_path: Path) -> None:
     save(tmp_path, {4: Lineage((FIRST,), ())})
-    db = journal_file.connect(tmp_path / "journal.sqlite")
-    try:
-        with pytest.raises(JournalError, match="another process"):
-            shown(tmp_path, "4")
-    finally:
-        db.close()
+
+    async def look() -> None:
+        async with Journal.open(tmp_path / JOURNAL):
+            with pytest.raises(JournalError, match="another process"):
+                shown(tmp_path, "4")
+
+    asyncio.run(look())
 
 
 def test_a_folder_without_a_journal_is_searched_through_its_data_set(tmp_path: Path) -> None:
