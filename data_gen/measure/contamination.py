@@ -35,8 +35,10 @@ class ContaminationError(UserError):
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class TestSet:
     """The items of a test set, and its index."""
+
+    __test__ = False  # pytest takes every class of such a name for its own
 
     file: str
     items: tuple[str, ...]
@@ -65,14 +67,14 @@ class Finding:
 # --- the test sets
 
 
-def open_test_set(path: str | Path, *, ngram: int) -> HeldOut:
+def open_test_set(path: str | Path, *, ngram: int) -> TestSet:
     """Reads a test set and indexes it; `ngram` is how many words in a row give a record away.
 
     Raises:
       ContaminationError: no such file, no text, or a row without any of `KEYS`.
     """
     items = tuple(read_items(Path(path)))
-    return HeldOut(file=str(path), items=items, index=retrieval.build_index(items, ngram=ngram))
+    return TestSet(file=str(path), items=items, index=retrieval.build_index(items, ngram=ngram))
 
 
 def read_items(path: Path) -> list[str]:
@@ -127,7 +129,7 @@ def _item(row: Any, where: str) -> str:
 # --- the search
 
 
-def find(records: Iterable[Record], tests: Sequence[HeldOut], *, similarity: float = SIMILARITY) -> Iterator[Finding]:
+def find(records: Iterable[Record], tests: Sequence[TestSet], *, similarity: float = SIMILARITY) -> Iterator[Finding]:
     """At most one finding per record, in the order of the records: what is repeated goes before what is similar."""
     for some in _blocks(records):
         tokenised, kept = some
@@ -162,7 +164,7 @@ def _blocks(records: Iterable[Record]) -> Iterator[tuple[list[list[str]], list[R
         held.clear()
 
 
-def _finding(record: Record, test: HeldOut, match: retrieval.Match, how: Literal["repeated", "similar"]) -> Finding:
+def _finding(record: Record, test: TestSet, match: retrieval.Match, how: Literal["repeated", "similar"]) -> Finding:
     return Finding(
         record=record.id,
         lineage=record.lineage,
@@ -256,7 +258,7 @@ class FileContamination:
     """Records that do."""
 
 
-def by_file(findings: Iterable[Finding], tests: Sequence[HeldOut]) -> tuple[FileContamination, ...]:
+def by_file(findings: Iterable[Finding], tests: Sequence[TestSet]) -> tuple[FileContamination, ...]:
     """Per test set the items touched and the records that touch them."""
     touched: dict[str, set[int]] = {test.file: set() for test in tests}
     records: Counter[str] = Counter()
