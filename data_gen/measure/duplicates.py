@@ -100,6 +100,11 @@ def find_duplicates(records: Callable[[], Iterable[Record]], *, threshold: float
     return Duplicates(records=len(names), found=tuple(found), near_own_lineage=dict(sorted(near_own.items())))
 
 
+def band_keys(records: Iterable[Record], *, threshold: float) -> np.ndarray:
+    """uint64 [N, bands]: only records with the same number in some column may be near-duplicates."""
+    return _signed(records, bands=_bands(threshold))[1]
+
+
 @dataclass(frozen=True, slots=True)
 class _Name:
     id: str
