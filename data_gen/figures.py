@@ -81,8 +81,14 @@ def said(value: object) -> str:
             return ", ".join(map(said, value[:20])) + (", ..." if len(value) > 20 else "")
         return "" if value is None else str(value)
     whole = known.low is None and abs(known.value) < 1e15 and known.value == int(known.value)
-    text = f"{int(known.value):,}" if whole else f"{known.value:.3g}"
-    return text if known.low is None or known.high is None else f"{text} [{known.low:.3g}, {known.high:.3g}]"
+    text = f"{int(known.value):,}" if whole else _three_figures(known.value)
+    if known.low is None or known.high is None:
+        return text
+    return f"{text} [{_three_figures(known.low)}, {_three_figures(known.high)}]"
+
+
+def _three_figures(number: float) -> str:
+    return f"{number:,.0f}" if 1000 <= abs(number) < 1e15 else f"{number:.3g}"
 
 
 def _is_table(value: object) -> bool:

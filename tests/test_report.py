@@ -14,7 +14,7 @@ import pytest
 from page_reader import PageReader
 
 from data_gen.evolve import Lineage
-from data_gen.figures import Figure, read_figure
+from data_gen.figures import Figure, read_figure, said
 from data_gen.llm import journal_file
 from data_gen.llm.journal_file import Spent
 from data_gen.records import Record, Rejected, Turn
@@ -229,6 +229,14 @@ def test_costs_and_measures_are_shown_where_they_are_known(tmp_path: Path) -> No
 )
 def test_figures_are_read_from_json(value: object, figure: Figure | None) -> None:
     assert read_figure(value) == figure
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(7, "7"), (1319, "1,319"), (0.12345, "0.123"), ([1234.5, 1180, 1290, 9], "1,234 [1,180, 1,290]"), (None, "")],
+)
+def test_figures_are_told_in_three_places_and_whole_from_a_thousand(value: object, text: str) -> None:
+    assert said(value) == text
 
 
 def test_long_texts_and_many_sources_leave_a_page_of_reasonable_size(tmp_path: Path) -> None:
