@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from configs.interrupt import StopFlag, stop_flag
 from data_gen import finish, shards
 from data_gen.config import AnswerConfig
 from data_gen.evolve import answered, model_name
+from data_gen.llm import journal_file
 from data_gen.llm.budget import Ledger
 from data_gen.llm.chat import ChatModel
 from data_gen.llm.journal import JOURNAL, Journal
@@ -26,6 +28,9 @@ from data_gen.operations import answer_prompt
 from data_gen.records import Record, Rejected, Turn
 from data_gen.run import BudgetReached, Progress, Run, Work, places
 from data_gen.settings import check_answer
+
+ANSWERED = "dataset_sha256"
+"""The entry in the journal that says which data set is answered."""
 
 
 class AnswerError(UserError):
@@ -46,23 +51,47 @@ def answer(config: AnswerConfig, out: Path, *, progress: Progress) -> dict[str, 
     if (out / "complete.json").exists():
         with open_stage(out, config, stage="answer"):
             return read_complete(out)
-    total = sum(1 for _ in _unanswered(config))
-    if not total:
-        raise AnswerError(f"{config.dataset} has no record of the rounds {config.rounds}: see its report.html")
+    asked = _asked(config)
     prepared = prepare({"answer": config.llm})
     with open_stage(out, config, stage="answer") as folder:
         with stop_flag() as stop:
-            summary, unfinished = asyncio.run(_answer(config, out, prepared, total=total, progress=progress, stop=stop))
+            summary, unfinished = asyncio.run(_answer(config, out, prepared, asked=asked, progress=progress, stop=stop))
         if unfinished:
             raise BudgetReached(unfinished)
         folder.complete(summary)
     return summary
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is to be answered."""
+
+    sha256: str
+    """Of the data set."""
+    records: int
+    lineages: int
+
+
+def _asked(config: AnswerConfig) -> _Asked:
+    """Counts the records, after the data set was found to be intact."""
+    records, lineages, last = 0, 0, ""
+    for record in _unanswered(config):
+        records += 1
+        lineages += record.lineage != last
+        last = record.lineage
+    if not records:
+        raise AnswerError(f"{config.dataset} has no record of the rounds {config.rounds}: see its report.html")
+    sha256 = shards.read_manifest(Path(config.dataset)).sha256
+    return _Asked(sha256=sha256, records=records, lineages=lineages)
+
+
 async def _answer(
-    config: AnswerConfig, out: Path, prepared: Prepared, *, total: int, progress: Progress, stop: StopFlag
+    config: AnswerConfig, out: Path, prepared: Prepared, *, asked: _Asked, progress: Progress, stop: StopFlag
 ) -> tuple[dict[str, Any], str]:
+    """The summary, and why the run is not finished, if it is not."""
+    total = asked.records
     async with Journal.open(out / JOURNAL) as journal:
+        await _check_dataset(config, out, asked, journal)
         ledger = Ledger(config.budget, spent=journal.spent)
         async with open_stack(prepared, journal=journal, ledger=ledger, pace=Pace.of(config)) as stack:
             run = Run(journal=journal, stack=stack, progress=progress, stop=stop, total=total)
@@ -74,9 +103,20 @@ async def _answer(
             )
             async with run.going_on():
                 await run.through(work)
-            made = finish.made_by(run, facts={"answered_from": config.dataset})
-            summary = finish.write(config, out, made=made)
-            return summary, run.unfinished
+            facts = {"seeds": asked.lineages, "answered_from": config.dataset, "answered_from_sha256": asked.sha256}
+            return await finish.write_run(run, config, out, facts=facts), run.unfinished
+
+
+async def _check_dataset(config: AnswerConfig, out: Path, asked: _Asked, journal: Journal) -> None:
+    """Raises AnswerError when the data set is not the one that the folder was begun with."""
+    before = journal.read(partial(journal_file.decision, name=ANSWERED))
+    if before is None:
+        await journal.commit(partial(journal_file.save_decision, name=ANSWERED, payload=asked.sha256))
+    elif before != asked.sha256:
+        raise AnswerError(
+            f"{config.dataset} is not the data set that {out} was begun with: its records are others; "
+            "restore it, or answer the new one into another --out"
+        )
 
 
 def _unanswered(config: AnswerConfig) -> Iterator[Record]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, Self
 
 from data_gen import eliminate, input_formats, world
-from data_gen.choice import Plan, draw
+from data_gen.choice import Plan, draw, lineage_stops
 from data_gen.config import EvolveConfig, Provider, Simulated
 from data_gen.eliminate import Reason
 from data_gen.llm import simulated
@@ -91,17 +91,18 @@ async def rounds_of(
     else:
         current = replace(current, turns=(*seed.context, Turn("user", seed.instruction)))
         yield await answered(current, current.instruction, by=answerer_of(config), model=model, sampling=config)
-    difficulty: float | None = None
+    judge = judge_of(config, model)
+    difficulty: float | None = None  # of the current instruction, where it was measured
     for round_ in range(1, plan.rounds + 1):
         outcome = await _evolved(current, round_=round_, model=model, config=config, plan=plan)
         yield outcome
         if isinstance(outcome, Rejected):
             continue
-        if config.stop == "lineage":
-            judge = judge_of(config, model)
-            before = difficulty if difficulty is not None else (await score(current, judge=judge))[0]
+        if config.stop == "lineage" and round_ < plan.rounds:
+            before = (await score(current, judge=judge))[0] if difficulty is None else difficulty
             difficulty = (await score(outcome, judge=judge))[0]
-            if before is not None and difficulty is not None and difficulty - before < config.pilot.margin:
+            gain = None if before is None or difficulty is None else difficulty - before
+            if lineage_stops(gain, margin=config.pilot.margin):
                 return
         current = outcome
 

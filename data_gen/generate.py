@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 from configs.folder import open_stage, read_complete, write_atomically
 from configs.interrupt import StopFlag, stop_flag
 from data_gen import finish, pilot, sources
-from data_gen.choice import Plan
 from data_gen.config import EvolveConfig
 from data_gen.evolve import Lineage, rounds_of
 from data_gen.forecast import Interval
@@ -30,7 +29,7 @@ from data_gen.llm.journal_file import Spent, spent_by_round
 from data_gen.llm.stack import Pace, Prepared, Stack, cast, open_stack, prepare
 from data_gen.records import Record
 from data_gen.run import BudgetReached, Progress, Run, RunError, Work, places
-from data_gen.settings import check, needs_pilot
+from data_gen.settings import check, check_count, needs_pilot
 from data_gen.sources import SeedsFound
 
 SEEDS = "seeds.sha256"
@@ -116,6 +115,7 @@ def _begun(config: EvolveConfig, out: Path, *, progress: Progress, say: Callable
     found = sources.check_seeds(config.seeds)
     for line in found.told():
         say(line)
+    check_count(config, seeds=found.count)
     prepared = prepare(cast(config), models=config.mixture.models if config.mixture else ())
     return _Begun(config=config, out=out, found=found, prepared=prepared, progress=progress)
 
@@ -127,16 +127,18 @@ async def _generate(begun: _Begun, *, stop: StopFlag) -> tuple[dict[str, Any], s
         work = _work(config, total=run.total, stack=run.stack)
         async with run.going_on():
             if needs_pilot(config):
-                work = _by(await pilot.settled(run, work, config=config), work, config=config)
+                work = await pilot.settled(run, work, config=config)
             if run.budget_spent is None:
                 await run.through(work)
-        made = finish.made_by(run, facts={"seeds": run.total, "seeds_sha256": found.sha256})
-        return finish.write(config, begun.out, made=made), run.unfinished
+        facts = {"seeds": run.total, "seeds_sha256": found.sha256}
+        return await finish.write_run(run, config, begun.out, facts=facts), run.unfinished
 
 
 async def _preview(begun: _Begun, count: int, *, stop: StopFlag) -> Preview:
     async with _opened(begun, stop=stop) as run:
         work = _work(begun.config, total=run.total, stack=run.stack).first(count)
+        if needs_pilot(begun.config):
+            work = pilot.as_settled(run, work, config=begun.config)
         async with run.going_on():
             await run.through(work)
         names = {index: seed.lineage for index, seed in work.pieces()}
@@ -145,7 +147,7 @@ async def _preview(begun: _Begun, count: int, *, stop: StopFlag) -> Preview:
             lineages=tuple(Lineage.from_json(one.payload) for one in saved),
             costs=tuple(run.journal.read(partial(spent_by_round, lineage=names[one.index])) for one in saved),
             total=run.total,
-            forecast=run.forecast.total(run.total - run.done, spent=run.journal.spent.usd),
+            forecast=run.in_all,
             stopped=str(run.budget_spent or ""),
         )
 
@@ -175,11 +177,6 @@ def _work(config: EvolveConfig, *, total: int, stack: Stack) -> Work:
         outcomes=lambda seed, model: rounds_of(seed, model=model, config=config),
         open_at_once=config.open_lineages or places(config.concurrency, stack=stack, total=total),
     )
-
-
-def _by(plan: Plan, work: Work, *, config: EvolveConfig) -> Work:
-    """The same work by what a pilot settled."""
-    return replace(work, outcomes=lambda seed, model: rounds_of(seed, model=model, config=config, plan=plan))
 
 
 # --- the seeds

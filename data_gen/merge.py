@@ -5,6 +5,7 @@ The shards' journals are read side by side, lineage by lineage; nothing is asked
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import heapq
 import sqlite3
@@ -16,19 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.folder import load_config, open_stage, read_complete
+from configs.folder import load_config, open_stage, read_complete, write_atomically
 from configs.interrupt import StopFlag, stop_flag
 from configs.loader import identity
 from data_gen import finish
 from data_gen.config import EvolveConfig, Shard
 from data_gen.evolve import Lineage
+from data_gen.generate import SEEDS
 from data_gen.llm import journal_file
 from data_gen.llm.journal import JOURNAL
 from data_gen.llm.journal_file import SavedLineage, Spent
 
 _SAME_IN_ALL = "seeds_sha256"
 _SUMMED = (
-    *("seeds", "asked", "from_journal", "rate_limited", "not_sent", "lost_after_sending", "possibly_paid_twice"),
+    *("seeds", "unfinished", "asked", "from_journal"),
+    *("rate_limited", "not_sent", "lost_after_sending", "possibly_paid_twice"),
     *Spent._fields,
 )
 
@@ -40,50 +43,64 @@ class MergeError(UserError):
 def merge(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """Joins finished shards into `out`, a folder as of one `wizard evolve` without shards; returns the summary.
 
+    Must be called in the main thread, which gets the signals. Killed, it is only to be started again.
+
     Raises:
       MergeError: a shard is missing, doubled, of other settings or of other seeds.
       FolderError: a folder is not finished, or `out` is another's.
+      JournalError: a shard's journal is gone or damaged.
       Interrupted: SIGTERM or Ctrl-C came.
     """
     summaries = [read_complete(folder, stage="evolve") for folder in folders]
     config = _whole([load_config(EvolveConfig, folder) for folder in folders], folders)
-    seeds = {summary[_SAME_IN_ALL] for summary in summaries}
-    if len(seeds) > 1:
-        raise MergeError("the shards were made of different seeds: evolve them all from the same file")
-    with open_stage(out, config, stage="evolve") as folder:
-        if folder.is_complete:
-            return read_complete(out)
-        with stop_flag() as stop, contextlib.ExitStack() as held:
-            journals = [
-                held.enter_context(contextlib.closing(journal_file.read_only(one / JOURNAL))) for one in folders
-            ]
+    seeds = _same_seeds(summaries, folders)
+    with contextlib.ExitStack() as held:
+        journals = [held.enter_context(contextlib.closing(journal_file.read_only(one / JOURNAL))) for one in folders]
+        with open_stage(out, config, stage="evolve") as folder, stop_flag() as stop:
+            if folder.is_complete:
+                return read_complete(out)
+            write_atomically(out / SEEDS, f"{seeds}\n")
             facts = {name: sum(summary[name] for summary in summaries) for name in _SUMMED}
             made = finish.Made(
                 lineages=partial(_lineages, journals, stop=stop),
                 spent=_sum(journals),
                 costs=partial(_costs, journals),
-                facts={**facts, _SAME_IN_ALL: seeds.pop(), "shards": len(folders)},
+                facts={**facts, _SAME_IN_ALL: seeds, "shards": len(folders)},
             )
-            summary = finish.write(config, out, made=made)
-        folder.complete(summary)
+            summary = asyncio.run(finish.write(config, out, made=made))
+            folder.complete(summary)
     return summary
 
 
 def _whole(configs: Sequence[EvolveConfig], folders: Sequence[Path]) -> EvolveConfig:
     """The settings of the run that the shards are parts of."""
-    parts = {config.shard.index: folder for config, folder in zip(configs, folders, strict=True)}
+    whole = replace(configs[0], shard=Shard())
     count = configs[0].shard.count
-    missing = sorted(set(range(count)) - parts.keys())
-    if missing:
-        told = ", ".join(f"{index}/{count}" for index in missing)
-        raise MergeError(f"shard {told} is missing: name the folders of all {count}")
-    if len(folders) > count:
-        raise MergeError(f"{len(folders)} folders were named, and the run has {count} shards: name each once")
-    whole = [identity(replace(config, shard=Shard())) for config in configs]
-    for folder, found in zip(folders, whole, strict=True):
-        if found != whole[0]:
+    by_index: dict[int, Path] = {}
+    for folder, config in zip(folders, configs, strict=True):
+        if identity(replace(config, shard=Shard())) != identity(whole):
             raise MergeError(f"{folder} was made with other settings than {folders[0]}: compare their config.gin")
-    return replace(configs[0], shard=Shard())
+        if config.shard.count != count:
+            raise MergeError(
+                f"{folder} is one of {config.shard.count} shards, and {folders[0]} one of {count}: "
+                "name the folders of one run"
+            )
+        other = by_index.setdefault(config.shard.index, folder)
+        if other is not folder:
+            raise MergeError(f"{other} and {folder} are both shard {config.shard.index}/{count}: name one of them")
+    if missing := [f"{index}/{count}" for index in range(count) if index not in by_index]:
+        raise MergeError(f"shard {', '.join(missing)} is missing: name the folders of all {count}")
+    return whole
+
+
+def _same_seeds(summaries: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> str:
+    """The digest of the seeds, all of them, that every shard was made from."""
+    for folder, summary in zip(folders, summaries, strict=True):
+        if summary[_SAME_IN_ALL] != summaries[0][_SAME_IN_ALL]:
+            raise MergeError(
+                f"{folder} was made from other seeds than {folders[0]}: evolve every shard from the same file"
+            )
+    return str(summaries[0][_SAME_IN_ALL])
 
 
 def _lineages(journals: Sequence[sqlite3.Connection], *, stop: StopFlag) -> Iterator[Lineage]:

@@ -10,18 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from configs.errors import UserError
 from configs.interrupt import Interrupted, StopFlag
 from data_gen import sources
 from data_gen.evolve import Lineage
-from data_gen.forecast import Forecast
-from data_gen.llm import journal_file
+from data_gen.forecast import Forecast, Interval
 from data_gen.llm.chat import Ambiguous, BudgetSpent, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
 from data_gen.llm.journal import Journal
 from data_gen.llm.stack import Stack
@@ -80,9 +79,19 @@ def places(concurrency: int, *, stack: Stack, total: int) -> int:
     return total if stack.batches else min(_OPEN_PER_PLACE * concurrency, _MOST_OPEN)
 
 
+class _Lost(NamedTuple):
+    """So many requests in a row gave up; `replies` had come when the last of them did."""
+
+    in_a_row: int = 0
+    replies: int = 0
+
+
 @dataclass
 class Run:
-    """One process's part in a run. `budget_spent` says why it stopped before the last piece, if it did."""
+    """One process's part in a run.
+
+    `budget_spent` says why it stopped before the last piece, if it did; `beside_usd` is what was paid for no piece.
+    """
 
     journal: Journal
     stack: Stack
@@ -91,11 +100,12 @@ class Run:
     total: int
     done: int = 0
     budget_spent: BudgetSpent | None = None
-    lost_in_a_row: int = 0
-    facts: Counter[str] = field(default_factory=Counter)
-    rules: Counter[str] = field(default_factory=Counter)
-    forecast: Forecast = field(default_factory=Forecast)
+    beside_usd: float = 0.0
+    _forecast: Forecast = field(default_factory=Forecast)
+    _counts: Counter[str] = field(default_factory=Counter)
+    _rules: Counter[str] = field(default_factory=Counter)
     _finished: set[int] = field(default_factory=set)
+    _lost: _Lost = _Lost()
     _samples: deque[tuple[float, int, int]] = field(default_factory=deque)
 
     @property
@@ -104,7 +114,12 @@ class Run:
         if self.budget_spent is None:
             return ""
         left = f"{self.total - self.done:,} of {self.total:,} are left"
-        return f"{self.budget_spent}; {left}: what is there is a valid data set, and a larger budget goes on from it"
+        return f"{self.budget_spent}. What is there is a valid data set; {left}"
+
+    @property
+    def in_all(self) -> Interval | None:
+        """What the whole run will have cost; None while too little is finished to say."""
+        return self._forecast.total(self.total, beside=self.beside_usd, spent=self.journal.spent.usd)
 
     @contextlib.asynccontextmanager
     async def going_on(self) -> AsyncGenerator[None, None]:
@@ -116,8 +131,7 @@ class Run:
         finally:
             showing.cancel()
             await asyncio.gather(showing, return_exceptions=True)
-            if self.done < self.total:
-                self._show()
+            self._show()
 
     async def through(self, work: Work) -> None:
         """Finishes every piece; one in which a request gave up is tried once more when all others are done.
@@ -143,7 +157,6 @@ class Run:
 
         Nobody answered then, and somebody may now.
         """
-        costs = self.journal.read(journal_file.usd_by_lineage)
         for saved in self.journal.lineages():
             self.stop.raise_if_set()
             if not saved.finished:
@@ -152,7 +165,8 @@ class Run:
             if any(rejected.rule == "gave_up" for rejected in lineage.rejected):
                 continue
             self._finished.add(saved.index)
-            self._count(lineage, usd=costs.get(saved.seed_id.partition(" ")[0], 0.0))
+            self._count(lineage)
+            self._forecast.add(saved.usd)
 
     async def _pass(
         self, pieces: Iterator[tuple[int, Record]], *, work: Work, unanswered: Literal["put off", "drop"]
@@ -162,65 +176,63 @@ class Run:
 
         async def worker() -> None:
             for index, piece in pieces:
-                model = self.answering(unanswered)
+                self._forecast.begin(index)
                 with self.stack.standstill.lineage():
                     try:
-                        outcomes = await self._outcomes(piece, model, work=work)
+                        await self._finish(index, piece, work=work, unanswered=unanswered)
                     except _PutOff:
                         put_off.add(index)
-                        continue
-                    await self._save(index, piece, outcomes, model=model)
+                        self._forecast.leave(index)
                 if self.budget_spent:
                     return
 
-        places = min(work.open_at_once, work.total)
-        await self.all([asyncio.create_task(worker()) for _ in range(places)])
+        await self.all(worker() for _ in range(min(work.open_at_once, work.total)))
         return put_off
 
-    async def _outcomes(self, piece: Record, model: Answering, *, work: Work) -> list[Record | Rejected]:
-        """All that a piece comes to, or as much as the budget allows."""
+    async def _finish(self, index: int, piece: Record, *, work: Work, unanswered: Literal["put off", "drop"]) -> None:
+        """Works on one piece and saves all that it comes to, or as much as the budget allows."""
+        model = self.answering(unanswered)
         outcomes: list[Record | Rejected] = []
+        finished = True
         async with contextlib.aclosing(work.outcomes(piece, model)) as coming:
             try:
                 async for outcome in coming:
                     outcomes.append(outcome)  # noqa: PERF401 - what came before the budget was spent stays
             except BudgetSpent as error:
-                model.cut_short = True
+                finished = False
                 self.budget_spent = self.budget_spent or error
-        return outcomes
-
-    async def _save(
-        self, index: int, piece: Record, outcomes: Sequence[Record | Rejected], *, model: Answering
-    ) -> None:
         lineage = Lineage.of(outcomes)
-        finished = not model.cut_short
         await self.journal.save_lineage(
-            index, seed_id=sources.seed_id(piece), payload=lineage.to_json(), finished=finished
+            index, seed_id=sources.seed_id(piece), payload=lineage.to_json(), finished=finished, usd=model.usd
         )
         if finished:
             self._finished.add(index)
-            self._count(lineage, usd=model.usd)
-            self._show()
+            self._count(lineage)
+            self._forecast.end(index, usd=model.usd)
 
-    def _count(self, lineage: Lineage, *, usd: float) -> None:
+    def _count(self, lineage: Lineage) -> None:
         self.done += 1
-        self.forecast.add(usd)
-        self.facts.update(records=len(lineage.records), dropped=len(lineage.rejected))
-        self.rules.update(rejected.rule for rejected in lineage.rejected)
+        self._counts.update(records=len(lineage.records), dropped=len(lineage.rejected))
+        self._rules.update(rejected.rule for rejected in lineage.rejected)
 
-    async def all(self, workers: Iterable[asyncio.Task[Any]]) -> None:
-        """Waits for all, or for the first failure or a signal; then the journal drains what is in flight."""
-        running = set(workers)
-        failed: BaseException | None = None
-        while running and failed is None and self.stop.exit_code is None:
-            ended, running = await asyncio.wait(running, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
-            # Each is asked for its error: asyncio prints one that nobody has seen, behind our own message.
-            errors = [task.exception() for task in ended if not task.cancelled()]
-            failed = next((error for error in errors if error), None)
-        for task in running:
+    async def all(self, work: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Waits for all, or for the first failure or a signal; then the journal drains what is in flight.
+
+        Raises:
+          RunError: a model can not be used at all.
+          Interrupted: a signal came.
+        """
+        tasks = [asyncio.create_task(one) for one in work]
+        together = asyncio.gather(*tasks)
+        while not together.done() and self.stop.exit_code is None:
+            await asyncio.wait([together], timeout=_POLL_SECONDS)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        if isinstance(failed, Permanent) and not isinstance(failed, BudgetSpent):
+        # Each is asked for its error: asyncio prints one that nobody has seen, behind our own message.
+        *ended, _ = await asyncio.gather(*tasks, together, return_exceptions=True)
+        errors = (one for one in ended if isinstance(one, BaseException))
+        failed = next((error for error in errors if not isinstance(error, asyncio.CancelledError)), None)
+        if isinstance(failed, Permanent):
             raise RunError(
                 f"the model can not be used: {failed}. What was answered so far is saved: "
                 "mend this and start the same command again"
@@ -228,6 +240,12 @@ class Run:
         if failed is not None:
             raise failed
         self.stop.raise_if_set()
+
+    def gave_up(self) -> int:
+        """One more request gave up; how many did so with no reply between. What the journal knew is no reply."""
+        replies = self.journal.answered
+        self._lost = _Lost(self._lost.in_a_row + 1 if replies == self._lost.replies else 1, replies)
+        return self._lost.in_a_row
 
     # --- what is shown
 
@@ -246,9 +264,9 @@ class Run:
         before, asked, tokens = self._samples[0]
         minutes = max(now - before, _TOLD_SECONDS) / 60
         facts: dict[str, int | str | float] = {
-            "records": self.facts["records"],
-            "dropped": self.facts["dropped"],
-            **{rule.replace("_", " "): count for rule, count in self.rules.most_common(_RULES_SHOWN)},
+            "records": self._counts["records"],
+            "dropped": self._counts["dropped"],
+            **{rule.replace("_", " "): count for rule, count in self._rules.most_common(_RULES_SHOWN)},
             "asked": journal.asked,
             "from the journal": journal.cached,
             "requests/min": round((journal.asked - asked) / minutes),
@@ -257,8 +275,10 @@ class Run:
             "in flight": sum(pacing.in_flight for pacing in self.stack.pacings),
             "spent": f"${spent.usd:,.2f}",
         }
-        if spent.usd and (interval := self.forecast.total(self.total - self.done, spent=spent.usd)):
-            facts["in all about"] = str(interval)
+        if self.stack.batches:
+            facts["wait for jobs"] = self.stack.standstill.waiting
+        if spent.usd and (in_all := self.in_all):
+            facts["in all about"] = str(in_all)
         self.progress(self.done, self.total, facts)
 
 
@@ -278,8 +298,6 @@ class Answering:
     run: Run
     unanswered: Literal["put off", "drop"]
     usd: float = 0.0
-    cut_short: bool = False
-    """The budget was spent before the piece was through."""
 
     async def complete(self, request: ChatRequest) -> ChatReply:
         try:
@@ -287,13 +305,11 @@ class Answering:
         except (NotSent, Ambiguous, Permanent) as error:
             if isinstance(error, Permanent) and error.scope != "unclear":
                 raise
-            self.run.lost_in_a_row += 1
-            if self.run.lost_in_a_row < LOST_IN_A_ROW:
-                if self.unanswered == "put off":
-                    raise _PutOff from error
-                raise
-            text = f"{LOST_IN_A_ROW} requests in a row were given up without an answer, the last one for: {error}"
-            raise Permanent(text, scope="run") from error
-        self.run.lost_in_a_row = 0
+            if self.run.gave_up() >= LOST_IN_A_ROW:
+                text = f"{LOST_IN_A_ROW} requests in a row were given up without an answer, the last one for: {error}"
+                raise Permanent(text, scope="run") from error
+            if self.unanswered == "put off":
+                raise _PutOff from error
+            raise
         self.usd += reply.usd
         return reply

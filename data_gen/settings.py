@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Iterable
 
 from configs.errors import UserError
 from data_gen import shards
-from data_gen.config import WIRE_FAULTS, AnswerConfig, EvolveConfig, Pilot, Provider, Simulated
+from data_gen.config import WIRE_FAULTS, AnswerConfig, EvolveConfig, Measure, Pilot, Provider, Shard, Simulated
 from data_gen.operations import OPERATIONS
+from data_gen.sources import in_shard
 
 
 class SettingsError(UserError):
@@ -23,9 +25,11 @@ def check(config: EvolveConfig) -> None:
     if config.rounds < 0 or config.open_lineages < 0:
         raise SettingsError(f"rounds = {config.rounds}, open_lineages = {config.open_lineages}: at least 0")
     _check_pilot(config)
+    _check_measure(config.measure)
     for path in ("llm", "answerer", "judge"):
         if provider := getattr(config, path):
             _check_provider(provider, path=path)
+    _check_rates(config, (config.llm, config.answerer or config.llm, config.judge or config.llm))
     if config.mixture and isinstance(config.llm, Simulated):
         raise SettingsError("mixture has no effect on the simulated model in this process: it is a single one")
 
@@ -34,11 +38,31 @@ def check_answer(config: AnswerConfig) -> None:
     """Raises SettingsError (or ShardError, of the data set's name) for settings by which nothing can be answered."""
     shards.check_layout(name=config.name, records_per_shard=config.records_per_shard)
     _check_numbers(config)
+    _check_measure(config.measure)
     _check_provider(config.llm, path="llm")
+    _check_rates(config, (config.llm,))
+    if min(config.rounds, default=0) < 0:
+        raise SettingsError(f"rounds = {config.rounds}: rounds count from 0, and () takes all")
     if (config.style == "length") != (config.words > 0):
         raise SettingsError(
             f"style = {config.style!r}, words = {config.words}: 'length' needs words, and no other has any"
         )
+
+
+def check_count(config: EvolveConfig, *, seeds: int) -> None:
+    """Raises SettingsError for settings that need more seeds than there are."""
+    if needs_pilot(config) and seeds <= config.pilot.lineages:
+        raise SettingsError(
+            f"pilot.lineages = {config.pilot.lineages}, and there are {seeds} seeds: none is left that could use what "
+            "the pilot settles; set pilot.lineages lower, or choice = 'uniform' and stop = 'never'"
+        )
+    lineages = [f"{index:06d}" for index in range(seeds if config.shard.count > 1 else 0)]
+    for index in range(config.shard.count if lineages else 0):
+        if not any(in_shard(lineage, Shard(index=index, count=config.shard.count)) for lineage in lineages):
+            raise SettingsError(
+                f"shard.count = {config.shard.count}: of {seeds} seeds none falls to part {index}, and without a data "
+                "set of every part they could not be merged; make fewer parts"
+            )
 
 
 def _check_numbers(config: EvolveConfig | AnswerConfig) -> None:
@@ -76,8 +100,15 @@ def _check_pilot(config: EvolveConfig) -> None:
         )
     if pilot.lineages < 1:
         raise SettingsError(f"pilot.lineages = {pilot.lineages}: it must be at least 1")
-    if config.choice == "uniform" and config.stop == "never" and pilot != Pilot():
-        raise SettingsError("pilot has no effect: set choice = 'bandit' or stop = 'run' or 'lineage' as well")
+    if not math.isfinite(pilot.margin):
+        raise SettingsError(f"pilot.margin = {pilot.margin}: points of difficulty, so a finite number")
+    for name, has_effect, needed in (
+        ("lineages", needs_pilot(config), "choice = 'bandit' or stop = 'run'"),
+        ("floor", config.choice == "bandit", "choice = 'bandit'"),
+        ("margin", config.stop != "never", "stop = 'lineage' or stop = 'run'"),
+    ):
+        if not has_effect and getattr(pilot, name) != getattr(Pilot(), name):
+            raise SettingsError(f"pilot.{name} has no effect: set {needed} as well, or leave it out")
     if config.shard.count > 1 and needs_pilot(config):
         raise SettingsError(
             "shard: each part would learn from a pilot of its own, and the parts would not make one data set; "
@@ -91,13 +122,46 @@ def needs_pilot(config: EvolveConfig) -> bool:
 
 
 def _check_provider(provider: Provider, *, path: str) -> None:
-    if not isinstance(provider, Simulated):
-        if not provider.timeout_seconds > 0:
-            raise SettingsError(f"{path}.timeout_seconds = {provider.timeout_seconds}: it must be above 0")
+    if isinstance(provider, Simulated):
+        _check_faults(provider, path=path)
         return
+    if not provider.timeout_seconds > 0:
+        raise SettingsError(f"{path}.timeout_seconds = {provider.timeout_seconds}: it must be above 0")
+    if provider.batch is None:
+        return
+    for name in ("max_requests", "max_bytes", "max_wait_seconds", "poll_seconds"):
+        if not getattr(provider.batch, name) > 0:
+            raise SettingsError(f"{path}.batch.{name} = {getattr(provider.batch, name)}: it must be above 0")
+
+
+def _check_faults(provider: Simulated, *, path: str) -> None:
     for name in WIRE_FAULTS:
         if getattr(provider.faults, name):
             raise SettingsError(
                 f"{path}.faults.{name} has no effect on the simulated model in this process: serve it with "
                 f"wizard simulate-llm {name}=..., and set {path} = @OpenAICompatible"
             )
+
+
+def _check_rates(config: EvolveConfig | AnswerConfig, providers: Iterable[Provider]) -> None:
+    """A rate that the user knows is one of single requests; jobs have none."""
+    if any(isinstance(provider, Simulated) or provider.batch is None for provider in providers):
+        return
+    for name in ("requests_per_minute", "tokens_per_minute"):
+        if getattr(config, name) is not None:
+            raise SettingsError(f"{name} has no effect: every request goes out in a batch job; leave it out")
+
+
+def _check_measure(measure: Measure) -> None:
+    for name in ("difficulty_lineages", "diversity_sample"):
+        if getattr(measure, name) < 0:
+            raise SettingsError(f"measure.{name} = {getattr(measure, name)}: at least 0, which measures nothing")
+    for name in ("duplicate_threshold", "contamination_similarity"):
+        if not 0 < getattr(measure, name) <= 1:
+            raise SettingsError(f"measure.{name} = {getattr(measure, name)}: above 0 and at most 1")
+    if measure.contamination_ngram < 1:
+        raise SettingsError(f"measure.contamination_ngram = {measure.contamination_ngram}: at least 1 word")
+    usual = Measure()
+    for name in ("contamination", "contamination_ngram", "contamination_similarity", "contamination_verdict"):
+        if not measure.contamination_files and getattr(measure, name) != getattr(usual, name):
+            raise SettingsError(f"measure.{name} has no effect: name test sets in measure.contamination_files")
