@@ -25,10 +25,11 @@ from data_gen.llm.journal import Journal
 from data_gen.llm.journal_file import Spent
 from data_gen.llm.pricing import prices_version
 from data_gen.measure.asking import Judge
-from data_gen.measure.measure import Check, per_round
+from data_gen.measure.measure import Check, Found, per_round
 from data_gen.records import Record, Rejected
 from data_gen.report import write_report
 from data_gen.run import Run
+from data_gen.shards import Manifest
 from data_gen.tally import Tally
 
 DATASET = "dataset"
@@ -63,6 +64,15 @@ async def write_run(
     return await write(config, out, made=made_by(run, facts=facts), judge=judge)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """What is done by other processes, for more records than one should handle."""
+
+    found: Found
+    write: Callable[[Path, Mapping[str, Sequence[Check]], str], Manifest]
+    """Writes the data set in a folder, of all records by what was found of them, with a description."""
+
+
 def made_by(run: Run, *, facts: Mapping[str, Any]) -> Made:
     """What the journal of a run holds."""
     journal, pacings = run.journal, run.stack.pacings
@@ -91,14 +101,19 @@ def saved_lineages(journal: Journal, *, stop: StopFlag) -> Iterator[Lineage]:
 
 
 async def write(
-    config: EvolveConfig | AnswerConfig, out: Path, *, made: Made, judge: Judge | None = None
+    config: EvolveConfig | AnswerConfig,
+    out: Path,
+    *,
+    made: Made,
+    judge: Judge | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> dict[str, Any]:
     """Writes everything but the completion mark into `out`, and returns the summary.
 
     Raises:
       FinishError: not one record survived.
     """
-    measures = await _measured(config, made, judge=judge)
+    measures = await _measured(config, made, judge=judge, found=elsewhere.found if elsewhere else None)
     lineages = partial(checked_lineages, made.lineages, measures.checks)
     tally = Tally()
     with replacing(out / REJECTED) as lines:
@@ -108,15 +123,19 @@ async def write(
                 lines.write(json.dumps(vars(rejected), ensure_ascii=False) + "\n")
     if not tally.records:
         raise FinishError(_nothing_left(tally, out))
-    manifest = shards.write_dataset(
-        (record for lineage in lineages() for record in lineage.records),
-        out / DATASET,
-        name=config.name,
-        count=tally.records,
-        records_per_shard=config.records_per_shard,
-        description=_description(tally, made.facts),
-        file_format=config.file_format,
-    )
+    description = _description(tally, made.facts)
+    if elsewhere:
+        manifest = elsewhere.write(out / DATASET, measures.checks, description)
+    else:
+        manifest = shards.write_dataset(
+            (record for lineage in lineages() for record in lineage.records),
+            out / DATASET,
+            name=config.name,
+            count=tally.records,
+            records_per_shard=config.records_per_shard,
+            description=description,
+            file_format=config.file_format,
+        )
     summary = {
         **made.facts,
         **tally.summary(),
@@ -139,7 +158,9 @@ class _Measured:
     not_measured: str = ""
 
 
-async def _measured(config: EvolveConfig | AnswerConfig, made: Made, *, judge: Judge | None) -> _Measured:
+async def _measured(
+    config: EvolveConfig | AnswerConfig, made: Made, *, judge: Judge | None, found: Found | None
+) -> _Measured:
     """The measures of the whole; of a shard none, for they are about all records together."""
     if isinstance(config, EvolveConfig) and config.shard.count > 1:
         return _Measured(checks={}, told={}, not_measured="a shard is measured when it is merged with the others")
@@ -151,10 +172,10 @@ async def _measured(config: EvolveConfig | AnswerConfig, made: Made, *, judge: J
         return _Measured(checks={}, told={})
     not_measured = ""
     try:
-        measures = await per_round(records, config=config.measure, seed=config.seed, judge=judge)
+        measures = await per_round(records, config=config.measure, seed=config.seed, judge=judge, found=found)
     except BudgetSpent as error:
         without = replace(config.measure, difficulty_lineages=0, contamination_verdict="retrieval")
-        measures = await per_round(records, config=without, seed=config.seed)
+        measures = await per_round(records, config=without, seed=config.seed, found=found)
         not_measured = f"what the judge would have said: {error}"
     return _Measured(checks=measures.checks, told=measures.to_json(), not_measured=not_measured)
 

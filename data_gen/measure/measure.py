@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from configs.errors import UserError
 from data_gen.config import Measure
 from data_gen.measure.asking import Judge, keyed_number, together
-from data_gen.measure.contamination import Decided, FileContamination, by_file, decide, find, open_test_set
+from data_gen.measure.contamination import Decided, FileContamination, Finding, by_file, decide, find, open_test_set
 from data_gen.measure.difficulty import Difficulty, judge_lineage, summarise
 from data_gen.measure.diversity import EQUAL, LEAST, RoundDiversity, diversity
 from data_gen.measure.duplicates import Duplicates, find_duplicates
@@ -40,6 +40,13 @@ class Check(NamedTuple):
     rule: Literal["duplicate", "contaminated"]
     action: Literal["flag", "drop"]
     evidence: str
+
+
+class Found(NamedTuple):
+    """What was found elsewhere among the same records by the same settings."""
+
+    duplicates: Duplicates
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,12 @@ def asks_judge(config: Measure) -> bool:
     )
 
 
-async def per_round(records: Records, *, config: Measure, seed: int, judge: Judge | None = None) -> Measures:
+async def per_round(
+    records: Records, *, config: Measure, seed: int, judge: Judge | None = None, found: Found | None = None
+) -> Measures:
     """Measures finished records, whatever order they come in; the same records and replies give the same figures.
+
+    Duplicates and test items that were `found` are not searched for again.
 
     Raises:
       MeasureError: a test set that can not be read.
@@ -122,8 +133,11 @@ async def per_round(records: Records, *, config: Measure, seed: int, judge: Judg
     """
     assert judge is not None or not asks_judge(config)
     counts = Counter(record.round for record in records())
-    duplicates = find_duplicates(records, threshold=config.duplicate_threshold) if config.duplicates != "off" else None
-    contamination = await find_contaminated(records, config=config, judge=judge) if config.contamination_files else None
+    duplicates = contamination = None
+    if config.duplicates != "off":
+        duplicates = found.duplicates if found else find_duplicates(records, threshold=config.duplicate_threshold)
+    if config.contamination_files:
+        contamination = await find_contaminated(records, config=config, judge=judge, found=found)
     dropped = {
         name
         for name, checks in _checks(config, duplicates, contamination).items()
@@ -149,7 +163,9 @@ async def per_round(records: Records, *, config: Measure, seed: int, judge: Judg
     )
 
 
-async def find_contaminated(records: Records, *, config: Measure, judge: Judge | None = None) -> Contamination:
+async def find_contaminated(
+    records: Records, *, config: Measure, judge: Judge | None = None, found: Found | None = None
+) -> Contamination:
     """The records that repeat or rephrase an item of `config.contamination_files`.
 
     With contamination_verdict = 'model' a judge decides on those that are only similar.
@@ -159,7 +175,7 @@ async def find_contaminated(records: Records, *, config: Measure, judge: Judge |
       Permanent: with scope "run", when the judge would not answer any other request either.
     """
     tests = [open_test_set(Path(file), ngram=config.contamination_ngram) for file in config.contamination_files]
-    findings = tuple(find(records(), tests, similarity=config.contamination_similarity))
+    findings = found.findings if found else tuple(find(records(), tests, similarity=config.contamination_similarity))
     if config.contamination_verdict == "model":
         assert judge is not None
         decided = await decide(findings, judge=judge)
