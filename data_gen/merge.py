@@ -40,10 +40,17 @@ class MergeError(UserError):
     """Folders that are not the shards of one run, or not all of them."""
 
 
-def merge(folders: Sequence[Path], out: Path) -> dict[str, Any]:
+def merge(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    stop: StopFlag | None = None,
+    elsewhere: finish.Elsewhere | None = None,
+) -> dict[str, Any]:
     """Joins finished shards into `out`, a folder as of one `wizard evolve` without shards; returns the summary.
 
-    Must be called in the main thread, which gets the signals. Killed, it is only to be started again.
+    Without a `stop` of the caller's it must be called in the main thread, which gets the signals. Killed, it is only
+    to be started again. `elsewhere` is what other processes do of it.
 
     Raises:
       MergeError: a shard is missing, doubled, of other settings or of other seeds.
@@ -56,18 +63,19 @@ def merge(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     seeds = _same_seeds(summaries, folders)
     with contextlib.ExitStack() as held:
         journals = [held.enter_context(contextlib.closing(journal_file.read_only(one / JOURNAL))) for one in folders]
-        with open_stage(out, config, stage="evolve") as folder, stop_flag() as stop:
+        told = stop_flag() if stop is None else contextlib.nullcontext(stop)
+        with open_stage(out, config, stage="evolve") as folder, told as flag:
             if folder.is_complete:
                 return read_complete(out)
             write_atomically(out / SEEDS, f"{seeds}\n")
             facts = {name: sum(summary[name] for summary in summaries) for name in _SUMMED}
             made = finish.Made(
-                lineages=partial(_lineages, journals, stop=stop),
+                lineages=partial(_lineages, journals, stop=flag),
                 spent=_sum(journals),
                 costs=partial(_costs, journals),
                 facts={**facts, _SAME_IN_ALL: seeds, "shards": len(folders)},
             )
-            summary = asyncio.run(finish.write(config, out, made=made))
+            summary = asyncio.run(finish.write(config, out, made=made, elsewhere=elsewhere))
             folder.complete(summary)
     return summary
 
