@@ -64,9 +64,13 @@ def show_lineage(folder: Path, seed_id: str, *, console: Console | None = None, 
       ShowError: it is not there; the message names the nearest that are.
       JournalError: the run is under way, or its journal is damaged.
     """
+    print_lineage(find_lineage(folder, seed_id), console=console, texts=texts)
+
+
+def print_lineage(found: Found, *, console: Console | None = None, texts: Texts = "short") -> None:
+    """Prints a lineage as a tree: every step with its verdict, its cost and what it changed."""
     from rich.console import Console
 
-    found = find_lineage(folder, seed_id)
     console = console or Console()
     console.print(_tree(found, texts=texts, marked="in words" if console.color_system is None else "in colours"))
 

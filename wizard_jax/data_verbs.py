@@ -32,6 +32,7 @@ def add_data_verbs(add: Add, add_stage: Add, *, local: Callable[[str], Path]) ->
     show = add("show", _show, "show what became of one seed, round by round")
     show.add_argument("seed", help="its number, as in 000042")
     show.add_argument("--folder", type=Path, required=True, help="of wizard evolve, finished or not")
+    show.add_argument("--whole", action="store_const", const="whole", default="short", help="long texts are not cut")
     export = add("export-data", _export_data, "write a data set as JSONL or Parquet, for datasets and axolotl")
     export.add_argument("dataset", type=Path, help="the folder of wizard evolve")
     export.add_argument("--file-format", choices=("jsonl", "parquet"), default="jsonl")
@@ -88,11 +89,11 @@ def _shard_settings(shard: str | None) -> list[str]:
 
 def _show_preview(shown: Preview) -> None:
     """Every step of the lineages with its verdict and cost, and what the whole run would come to."""
-    from data_gen.lineage_view import show_lineages
-
+    from data_gen.lineage_view import Found, print_lineage
     from wizard_jax.progress import say
 
-    show_lineages(shown.lineages, shown.costs)
+    for lineage, costs in zip(shown.lineages, shown.costs, strict=True):
+        print_lineage(Found(lineage, costs, "finished"))
     spent = sum(cost.usd for by_round in shown.costs for cost in by_round.values())
     calls = sum(cost.calls for by_round in shown.costs for cost in by_round.values())
     say(f"{len(shown.lineages)} of {shown.total:,} seeds took {calls:,} requests and ${spent:,.4f}; they are kept.")
@@ -118,7 +119,6 @@ def _answer(arguments: argparse.Namespace) -> None:
 
 def _merge(arguments: argparse.Namespace) -> None:
     from data_gen.merge import merge
-
     from wizard_jax.progress import say
 
     say(_ending(merge(arguments.shards, arguments.out), arguments.out))
@@ -127,16 +127,22 @@ def _merge(arguments: argparse.Namespace) -> None:
 def _show(arguments: argparse.Namespace) -> None:
     from data_gen.lineage_view import show_lineage
 
-    show_lineage(arguments.folder, arguments.seed)
+    show_lineage(arguments.folder, arguments.seed, texts=arguments.whole)
 
 
 def _export_data(arguments: argparse.Namespace) -> None:
     from data_gen.export_data import export_data
+    from wizard_jax.progress import say, show_progress
 
-    from wizard_jax.progress import say
-
-    rows = export_data(arguments.dataset, arguments.out, file_format=arguments.file_format, layout=arguments.layout)
-    say(f"{rows:,} rows in {arguments.out}")
+    with show_progress("export-data") as progress:
+        file = export_data(
+            arguments.dataset,
+            arguments.out,
+            file_format=arguments.file_format,
+            layout=arguments.layout,
+            progress=progress,
+        )
+    say(f"the records are in {file}, and {file.parent / 'README.md'} says what they are")
 
 
 def _simulate_llm(arguments: argparse.Namespace) -> None:
