@@ -114,7 +114,7 @@ def run(body: Awaitable[None]) -> None:
 
 def test_whole_lineages_take_one_job_per_wave_and_come_out_as_online(tmp_path: Path) -> None:
     async def body() -> None:
-        config = config_for(5, 2)
+        config = config_for(4, 1)
         async with Provider() as provider:
             async with GeminiChat(provider.config) as direct:
                 counting = Counting(direct)

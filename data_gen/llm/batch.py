@@ -92,8 +92,6 @@ class BatchChat:
     `counts` says what happened, `trouble` what the last look at the provider failed of, if it did.
     """
 
-    is_batch = True
-
     def __init__(
         self,
         service: BatchService,
