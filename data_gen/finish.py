@@ -23,6 +23,7 @@ from data_gen.llm import journal_file, simulated
 from data_gen.llm.chat import BudgetSpent
 from data_gen.llm.journal import Journal
 from data_gen.llm.journal_file import Spent
+from data_gen.llm.pacing import Pacing
 from data_gen.llm.pricing import prices_version
 from data_gen.measure.asking import Judge
 from data_gen.measure.measure import Check, Found, per_round
@@ -48,12 +49,12 @@ class Made:
 
     lineages: Callable[[], Iterator[Lineage]]
     """In the order of the seeds, as often as it is called."""
-    spent: Mapping[tuple[int, str], Spent]
-    """By round and purpose."""
+    spent: Callable[[], Mapping[tuple[int, str], Spent]]
+    """By round and purpose; asked for at the end, for a judge is paid too."""
     costs: Callable[[str], Mapping[int, Spent]]
     """Of one lineage, by round."""
-    facts: Mapping[str, Any]
-    """What else the run counted."""
+    facts: Callable[[], Mapping[str, Any]]
+    """What else was counted; asked for at the end."""
 
 
 async def write_run(
@@ -75,23 +76,26 @@ class Elsewhere:
 
 def made_by(run: Run, *, facts: Mapping[str, Any]) -> Made:
     """What the journal of a run holds."""
-    journal, pacings = run.journal, run.stack.pacings
+    journal = run.journal
     return Made(
         lineages=partial(saved_lineages, journal, stop=run.stop),
-        spent=journal.read(journal_file.spent_by_purpose),
+        spent=lambda: journal.read(journal_file.spent_by_purpose),
         costs=lambda lineage: journal.read(partial(journal_file.spent_by_round, lineage=lineage)),
-        facts={
-            **facts,
-            "unfinished": run.total - run.done,
-            "asked": journal.asked,
-            "from_journal": journal.cached,
-            "rate_limited": sum(pacing.rate_limited for pacing in pacings),
-            "not_sent": sum(pacing.not_sent for pacing in pacings),
-            "lost_after_sending": sum(pacing.ambiguous for pacing in pacings),
-            "possibly_paid_twice": journal.possibly_paid_twice,
-            **journal.spent._asdict(),
-        },
+        facts=lambda: {**facts, "unfinished": run.total - run.done, **counted(journal, run.stack.pacings)},
     )
+
+
+def counted(journal: Journal, pacings: Sequence[Pacing]) -> dict[str, Any]:
+    """What was sent, lost and paid."""
+    return {
+        "asked": journal.asked,
+        "from_journal": journal.cached,
+        "rate_limited": sum(pacing.rate_limited for pacing in pacings),
+        "not_sent": sum(pacing.not_sent for pacing in pacings),
+        "lost_after_sending": sum(pacing.ambiguous for pacing in pacings),
+        "possibly_paid_twice": journal.possibly_paid_twice,
+        **journal.spent._asdict(),
+    }
 
 
 def saved_lineages(journal: Journal, *, stop: StopFlag) -> Iterator[Lineage]:
@@ -123,7 +127,8 @@ async def write(
                 lines.write(json.dumps(vars(rejected), ensure_ascii=False) + "\n")
     if not tally.records:
         raise FinishError(_nothing_left(tally, out))
-    description = _description(tally, made.facts)
+    facts = made.facts()
+    description = _description(tally, facts)
     if elsewhere:
         manifest = elsewhere.write(out / DATASET, measures.checks, description)
     else:
@@ -137,7 +142,7 @@ async def write(
             file_format=config.file_format,
         )
     summary = {
-        **made.facts,
+        **facts,
         **tally.summary(),
         "dataset_sha256": manifest.sha256,
         "prices": prices_version(),
@@ -145,7 +150,7 @@ async def write(
     }
     write_atomically(out / MEASURES, json.dumps(measures.told, indent=1, ensure_ascii=False) + "\n")
     write_atomically(out / CARD, data_card(summary=summary, config=config, measures=measures.told))
-    write_report(out, summary=summary, spent=made.spent, costs=made.costs, measures=measures.told)
+    write_report(out, summary=summary, spent=made.spent(), costs=made.costs, measures=measures.told)
     return summary
 
 

@@ -22,11 +22,14 @@ from configs.interrupt import StopFlag, stop_flag
 from configs.loader import identity
 from data_gen import finish
 from data_gen.config import EvolveConfig, Shard
-from data_gen.evolve import Lineage
+from data_gen.evolve import Lineage, judge_of
 from data_gen.generate import SEEDS
 from data_gen.llm import journal_file
-from data_gen.llm.journal import JOURNAL
+from data_gen.llm.budget import Ledger
+from data_gen.llm.journal import JOURNAL, Journal
 from data_gen.llm.journal_file import SavedLineage, Spent
+from data_gen.llm.stack import JUDGED, Pace, cast, open_stack, prepare
+from data_gen.measure.measure import asks_judge
 
 _SAME_IN_ALL = "seeds_sha256"
 _SUMMED = (
@@ -71,13 +74,37 @@ def merge(
             facts = {name: sum(summary[name] for summary in summaries) for name in _SUMMED}
             made = finish.Made(
                 lineages=partial(_lineages, journals, stop=flag),
-                spent=_sum(journals),
+                spent=lambda: _sum(journals),
                 costs=partial(_costs, journals),
-                facts={**facts, _SAME_IN_ALL: seeds, "shards": len(folders)},
+                facts=lambda: {**facts, _SAME_IN_ALL: seeds, "shards": len(folders)},
             )
-            summary = asyncio.run(finish.write(config, out, made=made, elsewhere=elsewhere))
+            summary = asyncio.run(_written(config, out, made, elsewhere=elsewhere))
             folder.complete(summary)
     return summary
+
+
+async def _written(
+    config: EvolveConfig, out: Path, made: finish.Made, *, elsewhere: finish.Elsewhere | None
+) -> dict[str, Any]:
+    """Writes what the shards made; a judge, who is only now asked about the whole, has a journal and a budget here."""
+    if not asks_judge(config.measure):
+        return await finish.write(config, out, made=made, elsewhere=elsewhere)
+    prepared = prepare({purpose: provider for purpose, provider in cast(config).items() if purpose in JUDGED})
+    async with Journal.open(out / JOURNAL) as journal:
+        ledger = Ledger(config.budget, spent=journal.spent)
+        async with open_stack(prepared, journal=journal, ledger=ledger, pace=Pace.of(config)) as stack:
+
+            def facts() -> dict[str, Any]:
+                """The shards' counts, and the judge's beside them."""
+                told, judged = dict(made.facts()), finish.counted(journal, stack.pacings)
+                return told | {name: told[name] + count for name, count in judged.items()}
+
+            def spent() -> dict[tuple[int, str], Spent]:
+                return {**made.spent(), **journal.read(journal_file.spent_by_purpose)}
+
+            both = replace(made, facts=facts, spent=spent)
+            judge = judge_of(config, stack.model)
+            return await finish.write(config, out, made=both, judge=judge, elsewhere=elsewhere)
 
 
 def _whole(configs: Sequence[EvolveConfig], folders: Sequence[Path]) -> EvolveConfig:

@@ -63,6 +63,10 @@ _SETTING: Mapping[Purpose, str] = MappingProxyType({"answer": "answerer", "judge
 """Where a provider stands that is not `llm`."""
 
 
+JUDGED: tuple[Purpose, ...] = ("difficulty", "rank", "contamination")
+"""What is asked of the finished records."""
+
+
 def cast(config: EvolveConfig) -> dict[Purpose, Provider]:
     """Who does what in a run."""
     answerer, judge = config.answerer or config.llm, config.judge or config.llm
@@ -125,7 +129,8 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pa
             elif provider.batch is None:
                 inner = await clients.enter_async_context(prepared.clients[provider])
             else:
-                service = await clients.enter_async_context(prepared.services[provider])
+                service = prepared.services[provider]
+                await clients.enter_async_context(service)
                 batch = BatchChat(service, journal=journal, standstill=standstill, limits=provider.batch)
                 batches.append(await jobs.enter_async_context(batch))
                 inner = batch
