@@ -79,9 +79,9 @@ class SlowTeller(Teller):
 
 
 def copied(path: Path) -> Path:
-    """What another process would find if this one were killed now: the file and its write-ahead log."""
+    """What another process would find if this one were killed now: the file, its log and the count beside it."""
     copy = path.with_name("copy.sqlite")
-    for suffix in ("", "-wal"):
+    for suffix in ("", "-wal", "-commits"):
         Path(f"{copy}{suffix}").write_bytes(Path(f"{path}{suffix}").read_bytes())
     return copy
 

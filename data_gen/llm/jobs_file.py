@@ -10,19 +10,22 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from data_gen.llm.journal_file import Outcome
+from data_gen.llm.journal_check import checked
+from data_gen.llm.journal_file import Outcome, insert_row
 
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS jobs (
-      label TEXT PRIMARY KEY, service TEXT NOT NULL, model TEXT NOT NULL, name TEXT, is_open INTEGER NOT NULL
+      label TEXT PRIMARY KEY, service TEXT NOT NULL, model TEXT NOT NULL, name TEXT, is_open INTEGER NOT NULL,
+      checksum INTEGER NOT NULL
     ) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS job_requests (
-      label TEXT NOT NULL, digest TEXT NOT NULL, echo TEXT NOT NULL, PRIMARY KEY (label, digest)
+      label TEXT NOT NULL, digest TEXT NOT NULL, echo TEXT NOT NULL, checksum INTEGER NOT NULL,
+      PRIMARY KEY (label, digest)
     ) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS job_replies (
       digest TEXT PRIMARY KEY, outcome TEXT NOT NULL, text TEXT NOT NULL, finish_reason TEXT NOT NULL,
       model TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
-      cached_tokens INTEGER NOT NULL, usd REAL NOT NULL
+      cached_tokens INTEGER NOT NULL, usd REAL NOT NULL, checksum INTEGER NOT NULL
     )""",
 )
 
@@ -48,13 +51,14 @@ def create(db: sqlite3.Connection) -> None:
 
 def intend(db: sqlite3.Connection, *, job: Job, service: str) -> None:
     """Writes a job down that is about to be created."""
-    db.execute("INSERT INTO jobs VALUES (?, ?, ?, NULL, 1)", (job.label, service, job.model))
-    rows = ((job.label, digest, echo) for digest, echo in job.echoes.items())
-    db.executemany("INSERT INTO job_requests VALUES (?, ?, ?)", rows)
+    insert_row(db, "jobs", (job.label, service, job.model, None, 1))
+    for digest, echo in job.echoes.items():
+        insert_row(db, "job_requests", (job.label, digest, echo))
 
 
 def name(db: sqlite3.Connection, *, label: str, as_: str) -> None:
     db.execute("UPDATE jobs SET name = ? WHERE label = ?", (as_, label))
+    _seal(db, label=label)
 
 
 def forget(db: sqlite3.Connection, *, label: str) -> None:
@@ -79,18 +83,15 @@ def open_jobs(db: sqlite3.Connection, *, service: str) -> list[Job]:
 
 def keep(db: sqlite3.Connection, *, outcomes: Iterable[tuple[str, Outcome]]) -> None:
     """Keeps (digest, outcome) pairs; of two for one digest, the first."""
-    rows = (
-        (digest, kind, _utf8(text), finish_reason, _utf8(model), *numbers)
-        for digest, (kind, text, finish_reason, model, *numbers) in outcomes
-    )
-    db.executemany(
-        "INSERT OR IGNORE INTO job_replies VALUES (?, ?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, ?)", rows
-    )
+    for digest, outcome in outcomes:
+        *values, usd = outcome
+        insert_row(db, "job_replies", (digest, *values, float(usd)), of_two="first")
 
 
 def close(db: sqlite3.Connection, *, label: str) -> set[str]:
     """Ends a job, all of whose results are kept; returns the digests that the journal holds by now, kept no longer."""
     db.execute("UPDATE jobs SET is_open = 0 WHERE label = ?", (label,))
+    _seal(db, label=label)
     db.execute("DELETE FROM job_requests WHERE label = ?", (label,))
     return tidy(db)
 
@@ -108,11 +109,11 @@ def kept(db: sqlite3.Connection) -> set[str]:
 
 def outcome(db: sqlite3.Connection, *, digest: str) -> Outcome | None:
     """What a job answered to a request; None if none did, or the journal holds it by now."""
-    columns = "outcome, text, finish_reason, model, input_tokens, output_tokens, cached_tokens, usd"
-    row = db.execute(f"SELECT {columns} FROM job_replies WHERE digest = ?", (digest,)).fetchone()
-    return None if row is None else Outcome(*row)
+    row = db.execute("SELECT * FROM job_replies WHERE digest = ?", (digest,)).fetchone()
+    return None if row is None else Outcome(*checked(row, table="job_replies")[1:])
 
 
-def _utf8(text: str) -> bytes:
-    """As in the journal: lone surrogates, which JSON allows and UTF-8 does not, survive the round trip."""
-    return text.encode("utf-8", "surrogatepass")
+def _seal(db: sqlite3.Connection, *, label: str) -> None:
+    """Puts the checksum of a job that was changed right."""
+    changed = "checksum(label, service, model, name, is_open)"
+    db.execute(f"UPDATE jobs SET checksum = {changed} WHERE label = ?", (label,))

@@ -29,6 +29,7 @@ from typing import Self, TypeVar, cast
 
 from data_gen.llm import journal_file
 from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
+from data_gen.llm.journal_check import Commits, transaction
 from data_gen.llm.journal_file import JournalError, Outcome, SavedLineage, Spent
 
 JOURNAL = "journal.sqlite"
@@ -58,9 +59,9 @@ class _Change:
 class Journal:
     """An open journal file.
 
-    Of this process: `asked` requests were passed on, `cached` calls were answered without asking. Of the whole
-    file, over all restarts: `possibly_paid_twice` sends ended without a known outcome (the process died, or the
-    provider's answer was lost), and `spent` is what was paid.
+    Of this process: `asked` requests were passed on and `answered` of them with a reply, `cached` calls were answered
+    without asking. Of the whole file, over all restarts: `possibly_paid_twice` sends ended without a known outcome
+    (the process died, or the provider's answer was lost), and `spent` is what was paid.
     """
 
     @classmethod
@@ -76,6 +77,7 @@ class Journal:
     def __init__(self, path: Path, *, drain_seconds: float = 30.0) -> None:
         self.path = path
         self.asked = 0
+        self.answered = 0
         self.cached = 0
         self.possibly_paid_twice = 0
         self.spent = Spent()
@@ -87,7 +89,7 @@ class Journal:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._db = await asyncio.to_thread(journal_file.connect, self.path)
+        self._db, self._commits = await asyncio.to_thread(_opened, self.path)
         self.possibly_paid_twice, self.spent = journal_file.totals(self._db)
         self._failure = None
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
@@ -102,19 +104,25 @@ class Journal:
         finally:
             self._changes.put(None)
             self._writer.join()
+            is_whole = self._failure is None
             self._failure = self._failure or JournalError(f"{self.path}: the journal is closed")
-            with contextlib.suppress(sqlite3.Error):  # the last commit stands; closing only tidies the WAL up
+            with contextlib.suppress(sqlite3.Error, OSError):  # the last commit stands; closing only tidies up
+                if is_whole:
+                    self._commits.end(self._db)
+            with contextlib.suppress(sqlite3.Error, OSError):
+                self._commits.close()
                 self._db.close()
 
     def wrap(self, inner: ChatModel) -> ChatModel:
         """`inner`, answered from this journal where it can be."""
         return _Journalled(self, inner)
 
-    async def save_lineage(self, index: int, *, seed_id: str, payload: str, finished: bool = True) -> None:
-        """Commits what came of lineage `index`, so far or for good; a second save replaces the first."""
-        await self.commit(
-            partial(journal_file.save_lineage, index=index, seed_id=seed_id, payload=payload, finished=finished)
-        )
+    async def save_lineage(
+        self, index: int, *, seed_id: str, payload: str, finished: bool = True, usd: float = 0.0
+    ) -> None:
+        """Commits what came of lineage `index`, so far or for good, and its cost; a second save replaces the first."""
+        save = partial(journal_file.save_lineage, index=index, seed_id=seed_id, payload=payload)
+        await self.commit(partial(save, finished=finished, usd=usd))
 
     def lineages(self) -> Iterator[SavedLineage]:
         """The saved lineages, by index; some hundred in memory at a time."""
@@ -179,6 +187,7 @@ class Journal:
         tokens = (reply.input_tokens, reply.output_tokens, reply.cached_tokens)
         outcome = Outcome("reply", reply.text, reply.finish_reason, reply.model, *tokens, reply.usd)
         await self.commit(partial(save, outcome=outcome))
+        self.answered += 1
         self.spent = self.spent.plus(Spent(1, reply.input_tokens, reply.output_tokens, reply.usd))
         return reply
 
@@ -213,7 +222,7 @@ class Journal:
         try:
             with self._lock:
                 return run(self._db)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise journal_file.explained(self.path, error) from error
 
     def _write(self) -> None:
@@ -232,15 +241,26 @@ class Journal:
             results: list[object] = []
             if self._failure is None and changes:
                 try:
-                    with self._lock, journal_file.transaction(self._db):
-                        results = [change.run(self._db) for change in changes]
-                except (sqlite3.Error, ValueError, OverflowError) as error:
+                    with self._lock:
+                        with transaction(self._db):
+                            results = [change.run(self._db) for change in changes]
+                        self._commits.note(self._db)
+                except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
                     self._failure = journal_file.explained(self.path, error)
             told = [change.committed for change in changes if change.committed]
             if told:
                 kept = [r for change, r in zip(changes, results, strict=False) if change.committed]
                 with contextlib.suppress(RuntimeError):  # the loop is gone, and with it everyone who waited
                     self._loop.call_soon_threadsafe(_tell, told, kept, self._failure)
+
+
+def _opened(path: Path) -> tuple[sqlite3.Connection, Commits]:
+    db = journal_file.connect(path)
+    try:
+        return db, Commits(db, path)
+    except (sqlite3.Error, OSError) as error:
+        db.close()
+        raise journal_file.explained(path, error) from error
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,27 @@
 
 Every change here runs inside a transaction that `journal.py` commits. `in_flight` holds a mark for each request that
 was passed on and has no outcome yet, `outcomes` the replies and the refusals, both by the digest of the request;
-`lineages` holds what came of each seed, `decisions` what a run settled for all of its lineages.
+`lineages` holds what came of each seed, `decisions` what a run settled for all of its lineages. How damage to any of
+that is found is said in `journal_check.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from configs.errors import UserError
+from data_gen.llm import journal_check
 from data_gen.llm.chat import ChatReply, ChatRequest, FinishReason, Permanent
 from data_gen.llm.chat import Spent as Spent
+from data_gen.llm.journal_check import checked, checksum, transaction
 
 _APPLICATION_ID = 0x57495A4A  # "WIZJ", in the file's header
-_FORMAT = 3
+_FORMAT = 4
 _LOCK_SECONDS = 2.0
 _PAGE = 256  # lineages in memory at a time
 
@@ -32,17 +35,19 @@ CREATE TABLE outcomes (
   digest TEXT PRIMARY KEY, lineage TEXT NOT NULL, round INTEGER NOT NULL, purpose TEXT NOT NULL,
   outcome TEXT NOT NULL CHECK (outcome IN ('reply', 'refused')), text TEXT NOT NULL,
   finish_reason TEXT NOT NULL, model TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
-  cached_tokens INTEGER NOT NULL, usd REAL NOT NULL
+  cached_tokens INTEGER NOT NULL, usd REAL NOT NULL, checksum INTEGER NOT NULL
 );
 CREATE INDEX outcomes_of_lineage ON outcomes (lineage, round);
 CREATE TABLE lineages (
-  "index" INTEGER PRIMARY KEY, seed_id TEXT NOT NULL, payload TEXT NOT NULL, finished INTEGER NOT NULL
+  "index" INTEGER PRIMARY KEY, seed_id TEXT NOT NULL, payload TEXT NOT NULL, finished INTEGER NOT NULL,
+  usd REAL NOT NULL, checksum INTEGER NOT NULL
 );
-CREATE TABLE decisions (name TEXT PRIMARY KEY, payload TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE decisions (name TEXT PRIMARY KEY, payload TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE totals (
-  possibly_paid_twice INTEGER, calls INTEGER, input_tokens INTEGER, output_tokens INTEGER, usd REAL
+  possibly_paid_twice INTEGER, calls INTEGER, input_tokens INTEGER, output_tokens INTEGER, usd REAL,
+  commits INTEGER, is_open INTEGER, checksum INTEGER
 );
-INSERT INTO totals VALUES (0, 0, 0, 0, 0.0);
+INSERT INTO totals VALUES (0, 0, 0, 0, 0.0, 0, 0, {checksum(0, 0, 0, 0, 0.0, 0, 0)});
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
 COMMIT;
@@ -52,12 +57,16 @@ _SPENT = "calls, input_tokens, output_tokens, usd"
 
 NOTHING = Spent()
 
+_DAMAGED = (
+    "the file is damaged; put back a copy, save what can be read with `sqlite3 FILE .recover`, or move it away "
+    "and pay anew"
+)
 _ADVICE = {
+    sqlite3.SQLITE_ERROR: _DAMAGED,  # its tables are others than were made
     sqlite3.SQLITE_BUSY: "it is open in another process; wait for that run to end, or stop it",
     sqlite3.SQLITE_LOCKED: "it is open in another process; wait for that run to end, or stop it",
     sqlite3.SQLITE_NOTADB: "the file is damaged or no SQLite database; put back a copy, or move it away and pay anew",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged; put back a copy, save what can be read with "
-    "`sqlite3 FILE .recover`, or move it away and pay anew",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_FULL: "the disk is full; free some space and start the same command again",
     sqlite3.SQLITE_READONLY: "the file or its folder may not be written; change the permissions and start again",
     sqlite3.SQLITE_IOERR: "the disk refused to read or write; mend that and start the same command again",
@@ -77,6 +86,8 @@ class SavedLineage:
     seed_id: str
     payload: str
     finished: bool
+    usd: float = 0.0
+    """What its requests cost."""
 
 
 class Totals(NamedTuple):
@@ -124,14 +135,14 @@ def connect(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise explained(path, error) from error
     try:
-        db.text_factory = lambda raw: raw.decode("utf-8", "surrogatepass")
+        _prepare(db)
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA synchronous = FULL")
         _check(db, path)
         db.execute("PRAGMA journal_mode = WAL")
         with transaction(db):
             _count_marks(db)
-    except (sqlite3.Error, JournalError) as error:
+    except (sqlite3.Error, JournalError, UnicodeDecodeError) as error:
         db.close()
         raise error if isinstance(error, JournalError) else explained(path, error) from error
     return db
@@ -149,13 +160,18 @@ def read_only(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_LOCK_SECONDS)
     except sqlite3.Error as error:
         raise explained(path, error) from error
-    db.text_factory = lambda raw: raw.decode("utf-8", "surrogatepass")
     try:
+        _prepare(db)
         _check(db, path)
-    except (sqlite3.Error, JournalError) as error:
+    except (sqlite3.Error, JournalError, UnicodeDecodeError) as error:
         db.close()
         raise error if isinstance(error, JournalError) else explained(path, error) from error
     return db
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    db.text_factory = lambda raw: raw.decode("utf-8", "surrogatepass")
+    db.create_function("checksum", -1, checksum, deterministic=True)
 
 
 def totals(db: sqlite3.Connection) -> Totals:
@@ -174,28 +190,29 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
         raise JournalError(f"{path}: this SQLite file is no journal of replies; name another file")
     if version != _FORMAT:
         raise JournalError(f"{path}: the journal has format {version}, this program reads {_FORMAT}; use its version")
-    ((damage,),) = db.execute("PRAGMA quick_check(1)")
+    ((damage,),) = db.execute("PRAGMA integrity_check(1)")
     if damage != "ok":
-        advice = _ADVICE[sqlite3.SQLITE_CORRUPT].replace("FILE", str(path))
-        raise JournalError(f"{path}: {advice} ({damage})")
+        raise explained(path, journal_check.Damaged(damage))
+    with contextlib.closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.executescript(_SCHEMA)
+        for table in fresh.execute("SELECT name, sql FROM sqlite_master WHERE sql NOT NULL").fetchall():
+            if db.execute("SELECT name, sql FROM sqlite_master WHERE name = ?", table[:1]).fetchone() != table:
+                raise explained(path, journal_check.Damaged(f"{table[0]} is not as it was made"))
+    journal_check.check_rows(db)
+    if missing := journal_check.check_commits(db, path):
+        raise JournalError(f"{path}: {missing}")
 
 
 def explained(path: Path, error: Exception) -> JournalError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only refine the primary code
+    """What to do about an error; it names the file."""
+    if isinstance(error, OSError):
+        code = sqlite3.SQLITE_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else sqlite3.SQLITE_IOERR
+    elif isinstance(error, UnicodeDecodeError):
+        code = sqlite3.SQLITE_CORRUPT
+    else:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only refine the primary code
     advice = _ADVICE.get(code, "it can not be written").replace("FILE", str(path))
     return JournalError(f"{path}: {advice} ({error})")
-
-
-@contextlib.contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN")
-    try:
-        yield
-        db.execute("COMMIT")
-    finally:
-        if db.in_transaction:
-            with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
-                db.execute("ROLLBACK")
 
 
 def _utf8(text: str) -> bytes:
@@ -203,15 +220,25 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def insert_row(
+    db: sqlite3.Connection,
+    table: str,
+    values: journal_check.Values,
+    *,
+    of_two: Literal["none", "first", "last"] = "none",
+) -> None:
+    """A new row, with its checksum in the last column; `of_two` says which one stays where its key is taken."""
+    marks = ", ".join("CAST(? AS TEXT)" if isinstance(value, str) else "?" for value in values)
+    kept = [_utf8(value) if isinstance(value, str) else value for value in values]
+    verb = {"none": "INSERT", "first": "INSERT OR IGNORE", "last": "INSERT OR REPLACE"}[of_two]
+    db.execute(f"{verb} INTO {table} VALUES ({marks}, ?)", (*kept, checksum(*values)))
+
+
 def outcome_or_mark(db: sqlite3.Connection, *, digest: str, request: ChatRequest) -> Outcome | None:
     """What came of the request before; None, with a mark, if it is now to be passed on."""
-    known = db.execute(
-        "SELECT outcome, text, finish_reason, model, input_tokens, output_tokens, cached_tokens, usd FROM outcomes "
-        "WHERE digest = ?",
-        (digest,),
-    ).fetchone()
+    known = db.execute("SELECT * FROM outcomes WHERE digest = ?", (digest,)).fetchone()
     if known is not None:
-        return Outcome(*known)
+        return Outcome(*checked(known, table="outcomes")[4:])
     key = request.key
     db.execute(
         "INSERT OR REPLACE INTO in_flight VALUES (?, CAST(? AS TEXT), ?, ?)",
@@ -223,11 +250,8 @@ def outcome_or_mark(db: sqlite3.Connection, *, digest: str, request: ChatRequest
 def save_outcome(db: sqlite3.Connection, *, digest: str, request: ChatRequest, outcome: Outcome) -> None:
     key = request.key
     kind, text, finish_reason, model, *tokens, cached, usd = outcome
-    asked = (digest, _utf8(key.lineage), key.round, key.purpose)
-    db.execute(
-        "INSERT INTO outcomes VALUES (?, CAST(? AS TEXT), ?, ?, ?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, ?)",
-        (*asked, kind, _utf8(text), finish_reason, _utf8(model), *tokens, cached, usd),
-    )
+    row = (digest, key.lineage, key.round, key.purpose, kind, text, finish_reason, model, *tokens, cached, float(usd))
+    insert_row(db, "outcomes", row)
     unmark(db, digest=digest)
     _add(db, Spent(int(kind == "reply"), outcome.input_tokens, outcome.output_tokens, usd))
 
@@ -261,36 +285,33 @@ def _add(db: sqlite3.Connection, spent: Spent) -> None:
     )
 
 
-def save_lineage(db: sqlite3.Connection, *, index: int, seed_id: str, payload: str, finished: bool) -> None:
-    db.execute(
-        "INSERT OR REPLACE INTO lineages VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), ?)",
-        (index, _utf8(seed_id), _utf8(payload), finished),
-    )
+def save_lineage(
+    db: sqlite3.Connection, *, index: int, seed_id: str, payload: str, finished: bool, usd: float = 0.0
+) -> None:
+    insert_row(db, "lineages", (index, seed_id, payload, int(finished), float(usd)), of_two="last")
 
 
 def lineages_after(db: sqlite3.Connection, *, index: int) -> list[SavedLineage]:
     """The next some hundred saved lineages, by index."""
-    rows = db.execute(
-        'SELECT "index", seed_id, payload, finished FROM lineages WHERE "index" > ? ORDER BY "index" LIMIT ?',
-        (index, _PAGE),
-    )
-    return [SavedLineage(index, seed_id, payload, bool(done)) for index, seed_id, payload, done in rows]
+    rows = db.execute('SELECT * FROM lineages WHERE "index" > ? ORDER BY "index" LIMIT ?', (index, _PAGE))
+    lineages = (checked(row, table="lineages") for row in rows)
+    return [SavedLineage(index, seed_id, payload, bool(done), usd) for index, seed_id, payload, done, usd in lineages]
 
 
 def save_decision(db: sqlite3.Connection, *, name: str, payload: str) -> None:
-    db.execute("INSERT OR REPLACE INTO decisions VALUES (?, CAST(? AS TEXT))", (name, _utf8(payload)))
+    insert_row(db, "decisions", (name, payload), of_two="last")
 
 
 def decision(db: sqlite3.Connection, *, name: str) -> str | None:
     """What the run settled under this name; None while it has not."""
-    row = db.execute("SELECT payload FROM decisions WHERE name = ?", (name,)).fetchone()
-    return None if row is None else row[0]
+    row = db.execute("SELECT * FROM decisions WHERE name = ?", (name,)).fetchone()
+    return None if row is None else str(checked(row, table="decisions")[1])
 
 
 def lineage_payload(db: sqlite3.Connection, *, index: int) -> str | None:
     """What came of a seed so far; None where nothing did yet."""
-    row = db.execute('SELECT payload FROM lineages WHERE "index" = ?', (index,)).fetchone()
-    return None if row is None else row[0]
+    row = db.execute('SELECT * FROM lineages WHERE "index" = ?', (index,)).fetchone()
+    return None if row is None else str(checked(row, table="lineages")[2])
 
 
 def spent_by_round(db: sqlite3.Connection, *, lineage: str) -> dict[int, Spent]:
@@ -300,11 +321,6 @@ def spent_by_round(db: sqlite3.Connection, *, lineage: str) -> dict[int, Spent]:
         f"SELECT round, {sums} FROM outcomes WHERE lineage = ? AND outcome = 'reply' GROUP BY round", (lineage,)
     )
     return {round_: Spent(*spent) for round_, *spent in rows}
-
-
-def usd_by_lineage(db: sqlite3.Connection) -> dict[str, float]:
-    """What each lineage cost so far, in US dollars."""
-    return dict(db.execute("SELECT lineage, sum(usd) FROM outcomes GROUP BY lineage").fetchall())
 
 
 def spent_by_purpose(db: sqlite3.Connection) -> dict[tuple[int, str], Spent]:
