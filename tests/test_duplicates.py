@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_gen import world
@@ -130,6 +130,7 @@ def test_nine_hundred_near_duplicates_among_three_thousand_are_found_and_nothing
     assert len(found) >= 0.995 * len(planted)
 
 
+@settings(max_examples=25)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_the_records_does_not_matter(rng: random.Random) -> None:
     base = [text_of(rng, 12) for _ in range(3)]
@@ -151,9 +152,9 @@ def test_bands_find_what_they_promise_at_every_threshold() -> None:
 
 
 def test_of_a_crowd_of_copies_the_first_is_kept() -> None:
-    crowd = [record(f"{number:05}", 0, "Write a short poem about the sea at night.") for number in range(3_000)]
+    crowd = [record(f"{number:05}", 0, "Write a short poem about the sea at night.") for number in range(1_000)]
     found = found_in(crowd)
-    assert len(found.found) == 2_999
+    assert len(found.found) == 999
     assert {duplicate.of for duplicate in found.found} == {"00000/0"}
 
 
