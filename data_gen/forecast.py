@@ -169,9 +169,13 @@ def expected(
     Raises:
       PriceError: nobody knows what a model costs.
     """
-    sample = [(_tokens(seed.instruction), sum(_tokens(turn.content) for turn in seed.context)) for seed in seeds]
-    instruction, context = (sum(column) / max(len(sample), 1) for column in zip(*sample, strict=True))
-    requests = list(_requests(config, instruction=instruction, context=context, total=total))
+    seeds = list(seeds)
+    mean = _Mean(
+        instruction=statistics.fmean(_tokens(seed.instruction) for seed in seeds),
+        context=statistics.fmean(sum(_tokens(turn.content) for turn in seed.context) for seed in seeds),
+        unanswered=statistics.fmean(not (config.answer_seeds == "keep" and seed.answer) for seed in seeds),
+    )
+    requests = list(_requests(config, mean, total=total))
 
     def usd(asked: _Asked, answer: int) -> float:
         output_tokens = round(asked.output_tokens + asked.answers * answer)
@@ -190,19 +194,27 @@ def expected(
     )
 
 
-def _requests(config: EvolveConfig, *, instruction: float, context: float, total: int) -> Iterator[_Asked]:
-    """All requests of a run by kind; `instruction` and `context` are tokens of a seed."""
+class _Mean(NamedTuple):
+    """Of the seeds: tokens of the instruction and of the turns before it, and how many are to be answered."""
+
+    instruction: float
+    context: float
+    unanswered: float
+
+
+def _requests(config: EvolveConfig, mean: _Mean, *, total: int) -> Iterator[_Asked]:
+    """All requests of a run, by kind."""
     answerer, judge = config.answerer or config.llm, config.judge or config.llm
     mixture = config.mixture or Mixture(models=(model_name(config.llm),), weights=(1.0,))
     rewriting = statistics.fmean(_tokens(OPERATIONS[name].prompt("")) for name in config.operations)
-    lengths = [instruction + ADDED_TOKENS * round_ for round_ in range(config.rounds + 1)]
+    lengths = [mean.instruction + ADDED_TOKENS * round_ for round_ in range(config.rounds + 1)]
     for round_, length in enumerate(lengths):
-        if round_ or config.answer_seeds == "model":
-            yield _Asked(total, answerer, model_name(answerer), context + length, 0, answers=1)
+        answered = total if round_ else total * mean.unanswered
+        yield _Asked(answered, answerer, model_name(answerer), mean.context + length, 0, answers=1)
     for before, after in itertools.pairwise(lengths):
         for model, weight in zip(mixture.models, mixture.weights, strict=True):
             share = weight / sum(mixture.weights)
-            yield _Asked(total * share, config.llm, model, rewriting + context + before, after)
+            yield _Asked(total * share, config.llm, model, rewriting + mean.context + before, after)
         if "no_gain" in config.eliminate:
             asked = _tokens(equal_prompt("", "")) + before + after
             yield _Asked(total, judge, model_name(judge), asked, _VERDICT_TOKENS)
