@@ -8,7 +8,8 @@ to do with it. Each rewording is one positive against the whole test set, and on
 its own item. The even items choose the threshold: the least at which at most 1 % of negatives are found. The odd items
 and the unrelated instructions say what it does. `padded` is each rewording with two unrelated instructions behind it,
 as evolution pads; `no figures` is with all digits taken out of the test set and the rewording, for test sets that have
-none. The features were chosen on the even items too.
+none. The features were chosen on the even items too,
+after a first round of trials that looked at all of them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 PROMPTS = importlib.resources.files("data_gen") / "prompts"
 
@@ -34,6 +34,23 @@ def framed(wording: str, **texts: str) -> str:
     """The wording with its slots filled in one pass: braces in the texts stay what they are."""
     slots = {"fence": fence(texts.values()), **texts}
     return re.sub(r"\{(\w+)\}", lambda slot: slots.get(slot[1], slot[0]), wording)
+
+
+def numbered(texts: Sequence[str]) -> str:
+    """Texts one after another, each under its number and between fences: "[1]\\n=====\\nText\\n=====" and so on."""
+    line = fence(texts)
+    return "\n\n".join(f"[{number}]\n{line}\n{text}\n{line}" for number, text in enumerate(texts, start=1))
+
+
+def unnumbered(block: str) -> tuple[str, ...] | None:
+    """Exact inverse of `numbered`; None for any other text."""
+    opening = re.match(r"\[1\]\n(=+)\n", block)
+    if opening is None:
+        return None
+    # No text holds so long a run of '=', so every line of them is a fence: text, what stands between, text, ...
+    pieces = re.split(rf"(?<=\n){opening[1]}(?=\n|\Z)", block)
+    texts = tuple(piece[1:-1] for piece in pieces[1::2])
+    return texts if numbered(texts) == block else None
 
 
 def unframed(wording: str, prompt: str) -> dict[str, str] | None:

@@ -16,7 +16,6 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from data_gen import framing
-from data_gen.framing import PROMPTS as PROMPTS
 
 Kind = Literal["depth", "breadth", "down", "same"]
 

@@ -44,7 +44,7 @@ async def main(base_url: str, journal_path: Path, lineages: int, rounds: int) ->
         Journal.open(journal_path) as journal,
         BatchChat(service, journal=journal, standstill=standstill, limits=limits) as batch,
     ):
-        model = journal.wrap(batch)
+        model = journal.wrap(batch, sends="in jobs")
         evolved = await evolve_all(config_for(lineages, rounds), model=model, standstill=standstill)
         print(json.dumps({"lineages": evolved, "paid_twice": journal.possibly_paid_twice}))
 

@@ -80,7 +80,7 @@ async def opened(path: Path, provider: Provider, *, limits: OpenAIBatch = LIMITS
         Journal.open(path / "journal.sqlite") as journal,
         BatchChat(provider, journal=journal, standstill=standstill, limits=limits, sleep=sleep) as batch,
     ):
-        yield Open(journal.wrap(batch), batch, journal, standstill)
+        yield Open(journal.wrap(batch, sends="in jobs"), batch, journal, standstill)
 
 
 async def online(requests: Sequence[ChatRequest]) -> list[ChatReply]:

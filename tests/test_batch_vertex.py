@@ -75,7 +75,7 @@ class Open:
     standstill: Standstill
 
     async def ask_all(self, requests: list[ChatRequest]) -> list[ChatReply | BaseException]:
-        model = self.journal.wrap(self.batch)
+        model = self.journal.wrap(self.batch, sends="in jobs")
 
         async def one(request: ChatRequest) -> ChatReply:
             with self.standstill.lineage():
@@ -120,7 +120,7 @@ def test_whole_lineages_take_one_job_per_wave_and_come_out_as_online(tmp_path: P
                 counting = Counting(direct)
                 expected = await evolve_all(config, model=counting, standstill=Standstill())
             async with opened(tmp_path, provider) as held:
-                model = held.journal.wrap(held.batch)
+                model = held.journal.wrap(held.batch, sends="in jobs")
                 assert await evolve_all(config, model=model, standstill=held.standstill) == expected
             assert len(provider.place.jobs) == max(counting.asked.values())
             assert sum(provider.sizes()) == sum(counting.asked.values())

@@ -147,8 +147,6 @@ class BatchChat:
           Permanent: with scope "request", refused for good; else no job can be created, or reached any more.
         """
         digest = request.digest
-        # It is not on the wire: from here on, what may be billed is what stands in a job.
-        await self._journal.commit(partial(journal_file.unmark, digest=digest))
         while True:
             if digest not in self._kept:
                 await self._wait_for(digest, request)

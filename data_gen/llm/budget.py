@@ -11,8 +11,10 @@ length. Beyond a limit goes at most what the requests then in flight cost more t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from data_gen.config import Budget
@@ -55,6 +57,8 @@ class Ledger:
     def __init__(self, budget: Budget, *, spent: Spent = Spent()) -> None:  # noqa: B008 - a constant
         self.spent = spent
         self.assumed = Spent()
+        self.while_waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        """Entered around each wait for room: a batch model must know that such a lineage stands still."""
         self.reserved = Spent()
         self._budget = budget
         self._answered: dict[tuple[Purpose, str], _Answered] = {}
@@ -74,7 +78,10 @@ class Ledger:
         self._waiting.append(waiting)
         self._admit()
         try:
-            return await waiting.admitted
+            if waiting.admitted.done():
+                return waiting.admitted.result()
+            with self.while_waiting():
+                return await waiting.admitted
         except asyncio.CancelledError:
             if waiting.admitted.done() and not waiting.admitted.cancelled() and waiting.admitted.exception() is None:
                 self.release(waiting.admitted.result())

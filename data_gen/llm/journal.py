@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Literal, Self, TypeVar, cast
 
 from data_gen.llm import journal_file
 from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
@@ -36,6 +36,8 @@ JOURNAL = "journal.sqlite"
 """The journal's name in the folder of a run."""
 
 T = TypeVar("T")
+
+Sends = Literal["at once", "in jobs"]
 
 _BATCH = 4096
 
@@ -113,9 +115,12 @@ class Journal:
                 self._commits.close()
                 self._db.close()
 
-    def wrap(self, inner: ChatModel) -> ChatModel:
-        """`inner`, answered from this journal where it can be."""
-        return _Journalled(self, inner)
+    def wrap(self, inner: ChatModel, *, sends: Sends = "at once") -> ChatModel:
+        """`inner`, answered from this journal where it can be.
+
+        One that sends "in jobs" writes down by itself what may be billed, so here its requests are not marked as sent.
+        """
+        return _Journalled(self, inner, sends)
 
     async def save_lineage(
         self, index: int, *, seed_id: str, payload: str, finished: bool = True, usd: float = 0.0
@@ -131,7 +136,7 @@ class Journal:
             yield from rows
             last = rows[-1].index
 
-    async def complete(self, request: ChatRequest, *, inner: ChatModel) -> ChatReply:
+    async def complete(self, request: ChatRequest, *, inner: ChatModel, sends: Sends = "at once") -> ChatReply:
         """The committed reply to this request, else `inner`'s, committed; equal requests at once share one send.
 
         Raises:
@@ -141,7 +146,7 @@ class Journal:
         digest = request.digest
         asking = self._asking.get(digest)
         if asking is None:
-            asking = _Asking(asyncio.create_task(self._ask(digest, request, inner)))
+            asking = _Asking(asyncio.create_task(self._ask(digest, request, inner, sends)))
             self._asking[digest] = asking
             asking.task.add_done_callback(partial(self._asked, digest))
         else:
@@ -157,8 +162,9 @@ class Journal:
         if not task.cancelled():
             task.exception()  # seen, even if every caller has gone
 
-    async def _ask(self, digest: str, request: ChatRequest, inner: ChatModel) -> ChatReply:
-        known = await self.commit(partial(journal_file.outcome_or_mark, digest=digest, request=request))
+    async def _ask(self, digest: str, request: ChatRequest, inner: ChatModel, sends: Sends) -> ChatReply:
+        look = partial(journal_file.outcome_or_mark, request=request) if sends == "at once" else journal_file.outcome
+        known = await self.commit(partial(look, digest=digest))
         if known is not None:
             self.cached += 1
             return known.reply()
@@ -267,9 +273,10 @@ def _opened(path: Path) -> tuple[sqlite3.Connection, Commits]:
 class _Journalled:
     journal: Journal
     inner: ChatModel
+    sends: Sends
 
     async def complete(self, request: ChatRequest) -> ChatReply:
-        return await self.journal.complete(request, inner=self.inner)
+        return await self.journal.complete(request, inner=self.inner, sends=self.sends)
 
 
 def _tell(futures: list[asyncio.Future[object]], results: list[object], failure: JournalError | None) -> None:

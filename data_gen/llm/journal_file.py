@@ -234,11 +234,17 @@ def insert_row(
     db.execute(f"{verb} INTO {table} VALUES ({marks}, ?)", (*kept, checksum(*values)))
 
 
+def outcome(db: sqlite3.Connection, *, digest: str) -> Outcome | None:
+    """What came of the request before, if anything."""
+    known = db.execute("SELECT * FROM outcomes WHERE digest = ?", (digest,)).fetchone()
+    return None if known is None else Outcome(*checked(known, table="outcomes")[4:])
+
+
 def outcome_or_mark(db: sqlite3.Connection, *, digest: str, request: ChatRequest) -> Outcome | None:
     """What came of the request before; None, with a mark, if it is now to be passed on."""
-    known = db.execute("SELECT * FROM outcomes WHERE digest = ?", (digest,)).fetchone()
+    known = outcome(db, digest=digest)
     if known is not None:
-        return Outcome(*checked(known, table="outcomes")[4:])
+        return known
     key = request.key
     db.execute(
         "INSERT OR REPLACE INTO in_flight VALUES (?, CAST(? AS TEXT), ?, ?)",

@@ -117,6 +117,7 @@ def prepare(providers: Mapping[Purpose, Provider], *, models: Sequence[str] = ()
 async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pace: Pace) -> AsyncIterator[Stack]:
     """Opens each provider once, whatever it is there for, and closes it in the end."""
     standstill = Standstill()
+    ledger.while_waiting = standstill.standing
     opened: dict[Provider, ChatModel] = {}
     pacings: list[Pacing] = []
     batches: list[BatchChat] = []
@@ -134,7 +135,8 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pa
                 batch = BatchChat(service, journal=journal, standstill=standstill, limits=provider.batch)
                 batches.append(await jobs.enter_async_context(batch))
                 inner = batch
-            model = journal.wrap(Charged(inner, prices=prices, ledger=ledger))
+            charged = Charged(inner, prices=prices, ledger=ledger)
+            model = journal.wrap(charged, sends="in jobs" if isinstance(inner, BatchChat) else "at once")
             if not isinstance(inner, BatchChat):
                 model = Pacing(model, **vars(pace))
                 pacings.append(model)

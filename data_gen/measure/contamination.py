@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import UserError
+from data_gen.framing import framed, template, unframed
 from data_gen.llm.chat import RequestKey
 from data_gen.measure import retrieval
 from data_gen.measure.asking import Judge, ask, quoted, together
-from data_gen.measure.framing import framed, template, unframed
 from data_gen.records import Record
 
 SIMILARITY = 0.2
