@@ -29,7 +29,7 @@ from data_gen.measure.asking import Judge
 from data_gen.measure.measure import Check, Found, per_round
 from data_gen.records import Record, Rejected
 from data_gen.report import write_report
-from data_gen.run import Run
+from data_gen.run import BudgetReached, Run
 from data_gen.shards import Manifest
 from data_gen.tally import Tally
 
@@ -60,9 +60,19 @@ class Made:
 async def write_run(
     run: Run, config: EvolveConfig | AnswerConfig, out: Path, *, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes what a run's journal holds; see `write`."""
+    """Writes what a run's journal holds; see `write`.
+
+    Raises:
+      FinishError: not one record survived.
+      BudgetReached: not one was made before the budget was spent.
+    """
     judge = judge_of(config, run.answering()) if isinstance(config, EvolveConfig) else None
-    return await write(config, out, made=made_by(run, facts=facts), judge=judge)
+    try:
+        return await write(config, out, made=made_by(run, facts=facts), judge=judge)
+    except FinishError as nothing:
+        if run.budget_spent:
+            raise BudgetReached(f"{run.budget_spent}. No record was made yet; what was answered is saved") from nothing
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
