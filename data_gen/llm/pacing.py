@@ -8,13 +8,12 @@ A rate limit is the only measure of what is permitted, so the pace is learned fr
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import heapq
 import itertools
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from data_gen.llm import rates
@@ -73,11 +72,11 @@ class Pacing:
         self._max_attempts = max_attempts
         self._clock = clock
         self._sleep = sleep
-        self._turns = _Turns()
+        self._waiting: list[tuple[int, asyncio.Future[float], ChatRequest]] = []  # a heap: who came first is first
+        self._alarm: asyncio.Task[None] | None = None
         self._arrivals = itertools.count()
         self._window = rates.opened(concurrency)
         self._places_taken = 0
-        self._place_left: asyncio.Future[None] | None = None
         self._on_wire = 0
         self._refused_in_a_row = _DROUGHT  # until somebody is answered
         self._answered_at = float("-inf")
@@ -87,7 +86,7 @@ class Pacing:
         self._tokens = None if tokens_per_minute is None else rates.TokenBucket(tokens_per_minute, at=clock())
         self._sent = rates.Sent(at=clock())
         self._sends = 0
-        self._last_send: _Send | None = None
+        self._last_slot: _Slot | None = None
         self._lowered, self._refused_since = _Lowered(0, clock()), 0
 
     @property
@@ -118,16 +117,23 @@ class Pacing:
             return reply
         arrival, tries = next(self._arrivals), _Tries(self._max_attempts)
         while True:
-            async with self._place(arrival, request):
-                answer = await self._answer(request, tries)
-                if answer is not None:
-                    return answer
+            tokens = await self._get_place(arrival, request)
+            try:
+                answer = await self._answer(request, tries, tokens=tokens)
+            finally:
+                self._leave_place()
+            if answer is not None:
+                return answer
 
-    async def _answer(self, request: ChatRequest, tries: _Tries) -> ChatReply | None:
-        """The reply, after failures that hold back nobody else; None after a rate limit, to be asked for again."""
+    async def _answer(self, request: ChatRequest, tries: _Tries, *, tokens: float) -> ChatReply | None:
+        """The reply, after failures that hold back nobody else; None after a rate limit, to be asked for again.
+
+        Args:
+          tokens: reserved for it.
+        """
         while True:
-            send = self._begin(request)
-            used: float = send.tokens
+            send = self._begin(tokens)
+            used = tokens
             try:
                 reply = await self._inner.complete(request)
             except (NotSent, Ambiguous) as error:
@@ -152,32 +158,58 @@ class Pacing:
             finally:
                 self._end(send, used=used)
             await self._sleep(seconds)
-            await self._until_open(request)
+            while (seconds := self._seconds_to_wait(request)) > 0:  # it may have moved on while we slept
+                await self._sleep(seconds)
+            tokens = self._take_slot(request)
 
-    # --- places, turns and the pace
+    # --- places, and the pace at which they are given
 
-    @contextlib.asynccontextmanager
-    async def _place(self, arrival: int, request: ChatRequest) -> AsyncIterator[None]:
-        """One of the places in the window, at this request's turn and when the pace permits."""
-        is_mine = False
-        while not is_mine:
-            async with self._turns.turn(arrival):
-                while self._places_taken >= self._window.limit:
-                    self._place_left = asyncio.get_running_loop().create_future()
-                    await self._place_left
-                await self._until_open(request)
-                is_mine = self._turns.first_waiting > arrival  # an older one may have come back while we waited
-                self._places_taken += is_mine
+    async def _get_place(self, arrival: int, request: ChatRequest) -> float:
+        """Waits for one of the places in the window, at this request's turn and when the pace permits.
+
+        Returns:
+          the tokens that were reserved.
+        """
+        called: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (arrival, called, request))
+        self._admit()
         try:
-            yield
-        finally:
-            self._places_taken -= 1
-            if self._place_left is not None and not self._place_left.done():
-                self._place_left.set_result(None)
+            return await called
+        except asyncio.CancelledError:
+            if called.done() and not called.cancelled():
+                self._leave_place()  # it got one just before it went away
+            else:
+                self._admit()  # nobody may be left to come back for
+            raise
 
-    async def _until_open(self, request: ChatRequest) -> None:
-        while (seconds := self._seconds_to_wait(request)) > 0:  # it may have moved on while we slept
-            await self._sleep(seconds)
+    def _leave_place(self) -> None:
+        self._places_taken -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        """Lets in who waited longest, all that window and pace permit, and comes back when the pace permits more."""
+        while self._waiting:
+            _, called, request = self._waiting[0]
+            if called.done():
+                heapq.heappop(self._waiting)  # it went away
+                continue
+            if self._places_taken >= self._window.limit:
+                return  # whoever leaves a place comes here
+            if (seconds := self._seconds_to_wait(request)) > 0:
+                if self._alarm is None:
+                    self._alarm = asyncio.create_task(self._admit_in(seconds))
+                return
+            heapq.heappop(self._waiting)
+            self._places_taken += 1
+            called.set_result(self._take_slot(request))
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    async def _admit_in(self, seconds: float) -> None:
+        await self._sleep(seconds)
+        self._alarm = None
+        self._admit()
 
     def _seconds_to_wait(self, request: ChatRequest) -> float:
         now = self._clock()
@@ -186,23 +218,27 @@ class Pacing:
             seconds = max(seconds, self._tokens.wait(self._estimate(request), at=now))
         return seconds
 
-    def _begin(self, request: ChatRequest) -> _Send:
-        """Notes a send, and when the next one may be."""
-        now = self._clock()
-        last, full = self._last_send, self._places_taken >= self._window.limit
+    def _take_slot(self, request: ChatRequest) -> float:
+        """Moves the time of the next send on by what the pace says, and reserves tokens; returns how many."""
+        now, last = self._clock(), self._last_slot
         if self._pace is not None and last is not None and last.others_waited:
             self._pace = rates.quickened(self._pace, seconds=now - last.at)
         if self.rate is not None:
             self._open_at = max(self._open_at, now - _LATE_SECONDS) + 1.0 / self.rate
+        others_waited = bool(self._waiting) and self._places_taken < self._window.limit
+        self._last_slot = _Slot(now, others_waited=others_waited)
+        if self._tokens is None:
+            return 0.0
+        tokens = self._estimate(request)
+        self._tokens.reserve(tokens)
+        return tokens
+
+    def _begin(self, tokens: float) -> _Send:
         self._sends += 1
         self._on_wire += 1
+        now = self._clock()
         self._sent.add(at=now)
-        tokens = 0.0
-        if self._tokens is not None:
-            tokens = self._estimate(request)
-            self._tokens.reserve(tokens)
-        self._last_send = _Send(self._sends, now, tokens, others_waited=self._turns.waiting > 0 and not full)
-        return self._last_send
+        return _Send(self._sends, now, tokens)
 
     def _end(self, send: _Send, *, used: float) -> None:
         self._on_wire -= 1
@@ -211,10 +247,9 @@ class Pacing:
 
     def _refused(self, send: _Send, *, seconds: float) -> None:
         """Closes for so long, and goes on slower; once for all that were sent before this was known."""
-        now = self._clock()
         self._refused_in_a_row += 1
-        self._last_send = None  # the time that nobody may send is no time in which the pace was of use
-        self._open_at = max(self._open_at, now + seconds)
+        self._last_slot = None  # the time that nobody may send is no time in which the pace was of use
+        self._open_at = max(self._open_at, self._clock() + seconds)
         self._sent.refuse(sent_at=send.at)
         if send.number <= self._lowered.sends:
             return
@@ -255,13 +290,20 @@ class Pacing:
 
 
 @dataclass(frozen=True)
+class _Slot:
+    """When a place was given; `others_waited` for nothing but the pace."""
+
+    at: float
+    others_waited: bool
+
+
+@dataclass(frozen=True)
 class _Send:
-    """The n-th send of the run; `others_waited` for nothing but the pace."""
+    """The n-th send of the run, and the tokens that were reserved for it."""
 
     number: int
     at: float
     tokens: float
-    others_waited: bool
 
 
 @dataclass(frozen=True)
@@ -287,50 +329,6 @@ class _Tries:
             return True
         self.attempt += 1
         return self.attempt <= self.most
-
-
-class _Turns:
-    """A lock that the oldest of those who wait gets next."""
-
-    def __init__(self) -> None:
-        self._is_taken = False
-        self._heap: list[tuple[int, asyncio.Future[None]]] = []
-
-    @property
-    def waiting(self) -> int:
-        return len(self._heap)
-
-    @property
-    def first_waiting(self) -> float:
-        """Its number; infinity if nobody waits."""
-        while self._heap and self._heap[0][1].done():
-            heapq.heappop(self._heap)  # it went away
-        return self._heap[0][0] if self._heap else math.inf
-
-    @contextlib.asynccontextmanager
-    async def turn(self, arrival: int) -> AsyncIterator[None]:
-        if self._is_taken:
-            called = asyncio.get_running_loop().create_future()
-            heapq.heappush(self._heap, (arrival, called))
-            try:
-                await called
-            except asyncio.CancelledError:
-                if called.done() and not called.cancelled():
-                    self._call_next()  # it was called just before it went away
-                raise
-        self._is_taken = True
-        try:
-            yield
-        finally:
-            self._call_next()
-
-    def _call_next(self) -> None:
-        self._is_taken = False
-        while self._heap and not self._is_taken:
-            _, called = heapq.heappop(self._heap)
-            if not called.done():
-                called.set_result(None)
-                self._is_taken = True
 
 
 def _wait(error: NotSent | Ambiguous, request: ChatRequest, attempt: int) -> float:
