@@ -1,18 +1,14 @@
-"""A process with a journal, for the tests to kill: `python journal_client.py hold|ask|fill PATH ...`."""
+"""A process with a journal, for the tests to kill or to starve: `python journal_client.py hold|fill PATH`."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 import sys
-from dataclasses import dataclass
 
 from data_gen.llm.chat import ChatReply, ChatRequest, Message, RequestKey
 from data_gen.llm.journal import Journal
 from data_gen.llm.journal_file import JournalError
-from data_gen.llm.openai import read_completion
-from data_gen.llm.pacing import Pacing
 
 
 def asking(number: int) -> ChatRequest:
@@ -27,24 +23,6 @@ def asking(number: int) -> ChatRequest:
     )
 
 
-@dataclass
-class PlainHttp:
-    """The real client library takes seconds to import, and here only the journal is looked at."""
-
-    port: int
-
-    async def complete(self, request: ChatRequest) -> ChatReply:
-        messages = [{"role": "user", "content": request.messages[0].content}]
-        asked = json.dumps({"model": request.model, "messages": messages, "seed": request.seed}).encode()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nConnection: close\r\nContent-Length: {len(asked)}\r\n\r\n"
-        writer.write(head.encode() + asked)
-        answer_head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
-        assert answer_head.startswith(b"HTTP/1.1 200"), answer_head
-        return read_completion(body, model=request.model)
-
-
 class LongAnswers:
     async def complete(self, request: ChatRequest) -> ChatReply:
         return ChatReply(text="x" * 4000, finish_reason="stop", model=request.model)
@@ -55,15 +33,6 @@ async def hold(path: str) -> None:
     async with Journal.open(path):
         print("open", flush=True)
         await asyncio.sleep(60)
-
-
-async def ask(path: str, port: int, count: int) -> None:
-    """Asks `count` questions, 16 at once, and prints the journal's counts."""
-    async with Journal.open(path) as journal:
-        model = Pacing(journal.wrap(PlainHttp(port)), concurrency=16, max_attempts=3)
-        print("go", flush=True)
-        await asyncio.gather(*(model.complete(asking(i)) for i in range(count)))
-        print(journal.asked, journal.cached, journal.possibly_paid_twice, flush=True)
 
 
 async def fill(path: str) -> None:
@@ -83,5 +52,5 @@ async def fill(path: str) -> None:
 
 
 if __name__ == "__main__":
-    job, path, *numbers = sys.argv[1:]
-    asyncio.run({"hold": hold, "ask": ask, "fill": fill}[job](path, *map(int, numbers)))
+    job, path = sys.argv[1:]
+    asyncio.run({"hold": hold, "fill": fill}[job](path))

@@ -1,39 +1,19 @@
-"""What was paid for is on disk before it is used, and is not asked for again: killed, cut short or told to stop."""
+"""What was paid for is on disk before it is used, and is not asked for again."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import signal
 import sqlite3
-import subprocess
-import sys
-import threading
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from data_gen.config import Simulated
 from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
 from data_gen.llm.journal import Journal
 from data_gen.llm.journal_file import SavedLineage
-from data_gen.llm.server import SimulatedServer
-
-CHILD: dict[str, Any] = {
-    "stdout": subprocess.PIPE,
-    "text": True,
-    "env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-}
-
-
-def command(job: str, path: Path, *numbers: int) -> list[str]:
-    client = Path(__file__).with_name("journal_client.py")
-    return [sys.executable, str(client), job, str(path), *map(str, numbers)]
 
 
 def asking(number: int = 0, *, text: str = "why?") -> ChatRequest:
@@ -304,89 +284,3 @@ def test_the_journal_holds_no_prompt_and_no_key(tmp_path: Path) -> None:
     assert rows(tmp_path / "j", "SELECT lineage, round, purpose, outcome FROM outcomes") == [
         ("seed-0", 1, "answer", "reply")
     ]
-
-
-class LoopThread:
-    """A server's event loop in a thread, so that this test can kill its clients meanwhile."""
-
-    def __init__(self, server: SimulatedServer) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.server = server
-        self.thread = threading.Thread(target=self.loop.run_forever)
-
-    def __enter__(self) -> SimulatedServer:
-        self.thread.start()
-        asyncio.run_coroutine_threadsafe(self.server.__aenter__(), self.loop).result(10)
-        return self.server
-
-    def __exit__(self, *error: object) -> None:
-        asyncio.run_coroutine_threadsafe(self.server.__aexit__(None, None, None), self.loop).result(10)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-
-
-def committed(path: Path) -> set[str]:
-    return {str(row[0]) for row in rows(path, "SELECT digest FROM outcomes")} if path.exists() else set()
-
-
-class CountingServer(SimulatedServer):
-    """Remembers which prompts it was asked, and how often."""
-
-    def __init__(self) -> None:
-        super().__init__(Simulated(), latency_seconds=0.03)
-        self.prompts: Counter[str] = Counter()
-        inner = self._model.complete
-
-        async def complete(request: ChatRequest) -> ChatReply:
-            self.prompts[request.messages[0].content] += 1
-            return await inner(request)
-
-        self._model.complete = complete  # type: ignore[method-assign]
-
-
-def kill_loop(tmp_path: Path, *, kills: int, count: int) -> None:
-    path = tmp_path / "journal.sqlite"
-    draws = random.Random(4)
-    with LoopThread(CountingServer()) as server:
-        assert isinstance(server, CountingServer)
-        ask = command("ask", path, server.port, count)
-        known: set[str] = set()
-        for _ in range(kills):
-            settled = known_prompts(path)
-            before = {prompt: server.prompts[prompt] for prompt in settled}
-            client = subprocess.Popen(ask, **CHILD)
-            assert client.stdout is not None
-            assert client.stdout.readline() == "go\n"
-            with pytest.raises(subprocess.TimeoutExpired):
-                client.wait(draws.uniform(0.02, 0.4))
-            client.send_signal(signal.SIGKILL)
-            client.communicate()
-            assert {prompt: server.prompts[prompt] for prompt in settled} == before  # what it had, it did not ask
-            assert known <= committed(path)  # nothing lost
-            known = committed(path)
-        last = subprocess.run(ask, timeout=120, check=True, **CHILD)
-        _, asked = last.stdout.splitlines()
-        assert len(committed(path)) == count
-        assert set(server.prompts) == {f"question {i}" for i in range(count)}
-        extra = server.requests - count
-        possibly_paid_twice = int(asked.split()[2])
-        assert len(known) > 0
-        assert extra > 0  # else no kill found anything in flight, and this shows nothing
-        assert extra <= 16 * kills
-        assert server.full_replies - count <= possibly_paid_twice <= 16 * kills
-
-
-def known_prompts(path: Path) -> set[str]:
-    if not path.exists():
-        return set()
-    return {str(row[0]).replace("seed-", "question ") for row in rows(path, "SELECT lineage FROM outcomes")}
-
-
-def test_ten_hard_kills_lose_nothing_and_ask_nothing_again(tmp_path: Path) -> None:
-    kill_loop(tmp_path, kills=10, count=1000)
-
-
-@pytest.mark.slow
-def test_two_hundred_hard_kills_lose_nothing_and_ask_nothing_again(tmp_path: Path) -> None:
-    kill_loop(tmp_path, kills=200, count=12_000)
