@@ -71,9 +71,8 @@ def measured(rate: float, *, seconds: float) -> tuple[str, ...]:
 
 def used(run: Watched, rate: float, *, share: float) -> float:
     """Until such a share of all requests was answered."""
-    begin = next(moment for moment in run.moments if moment.asked)
     end = next(moment for moment in run.moments if moment.answered >= share * run.moments[-1].answered)
-    return end.answered / (rate * (1.0 + end.at - begin.at))
+    return end.answered / (rate * (1.0 + end.at - run.begin))
 
 
 if __name__ == "__main__":

@@ -41,11 +41,15 @@ class Watched:
     summary: Mapping[str, Any]
 
     @property
+    def begin(self) -> float:
+        """Just before the first request."""
+        return max(moment.at for moment in self.moments if not moment.asked)
+
+    @property
     def seconds(self) -> float:
-        """From the first request to the last answer; what comes before and after asks nobody."""
-        begin = next(moment for moment in self.moments if moment.asked)
-        end = next(moment for moment in self.moments if moment.asked == self.moments[-1].asked and not moment.in_flight)
-        return end.at - begin.at
+        """From the first request to the last answer, as far as was noted; what comes before and after asks nobody."""
+        asked = self.moments[-1].asked
+        return next(one.at for one in self.moments if one.asked == asked and not one.in_flight) - self.begin
 
 
 @contextlib.contextmanager
