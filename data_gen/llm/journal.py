@@ -93,6 +93,7 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self._db, self._commits = await asyncio.to_thread(_opened, self.path)
         self.possibly_paid_twice, self.spent = journal_file.totals(self._db)
+        self._goes_on = journal_file.has_outcomes(self._db)
         self._failure = None
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
@@ -135,6 +136,16 @@ class Journal:
         while rows := self.read(partial(journal_file.lineages_after, index=last)):
             yield from rows
             last = rows[-1].index
+
+    async def known(self, request: ChatRequest) -> ChatReply | None:
+        """The reply that an earlier process left to this request, if one did."""
+        if not self._goes_on:
+            return None
+        outcome = await self.commit(partial(journal_file.outcome, digest=request.digest))
+        if outcome is None or outcome.kind == "refused":
+            return None
+        self.cached += 1
+        return outcome.reply()
 
     async def complete(self, request: ChatRequest, *, inner: ChatModel, sends: Sends = "at once") -> ChatReply:
         """The committed reply to this request, else `inner`'s, committed; equal requests at once share one send.

@@ -234,6 +234,10 @@ def insert_row(
     db.execute(f"{verb} INTO {table} VALUES ({marks}, ?)", (*kept, checksum(*values)))
 
 
+def has_outcomes(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM outcomes LIMIT 1").fetchone() is not None
+
+
 def outcome(db: sqlite3.Connection, *, digest: str) -> Outcome | None:
     """What came of the request before, if anything."""
     known = db.execute("SELECT * FROM outcomes WHERE digest = ?", (digest,)).fetchone()

@@ -138,7 +138,7 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pa
             charged = Charged(inner, prices=prices, ledger=ledger)
             model = journal.wrap(charged, sends="in jobs" if isinstance(inner, BatchChat) else "at once")
             if not isinstance(inner, BatchChat):
-                model = Pacing(model, **vars(pace))
+                model = Pacing(model, **vars(pace), known=journal.known)
                 pacings.append(model)
             opened[provider] = model
         yield Stack(
