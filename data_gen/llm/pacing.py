@@ -38,8 +38,7 @@ class Pacing:
     the provider let through, which grows again. Oldest first: a request that was refused is the next to go.
     Other failures hold back their own sender only, which keeps its place, so that a server that is down for a while
     exhausts the attempts of few requests. A rate limit costs no attempt while the provider answers others: it is
-    there, and takes one after another. (A request that it
-    refuses 25 times `max_attempts` times all the same is given up.)
+    there, and takes one after another. (A request that it refuses 25 times `max_attempts` times is given up.)
 
     `requests_per_minute` and `tokens_per_minute` are limits that the user knows. A request for which `known` has a
     reply is answered with it at once, without a place.

@@ -7,7 +7,8 @@ enough, and a rate limit does not narrow it. (Narrowed by a fifth as well, the s
 
 The learned rate follows the curve of TCP CUBIC (RFC 9438), made relative to the rate itself so that one constant
 serves 2 and 2,000 requests per second: down by a tenth, back in eight seconds to where the limit was met, slowly
-past it, then ever faster, for the limit may have been lifted.
+past it, then ever faster, for the limit may have been lifted. Where the provider refuses one in twenty at random, that
+alone would end at one or two requests per second; a trial finds out, and such a share is then no reason to slow down.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ _BACK_SECONDS = 8.0
 _CURVATURE = (1.0 - _SLOWER) / _BACK_SECONDS**3
 _SLOWEST = 1.0 / 20.0  # one in twenty seconds: slower limits are held by their waits
 _MOST_DOUBLINGS = 20.0
-_TWICE = 2
-_FAR, _LOW, _MOST_TOLERATED = 4.0, 3, 0.5
+_TWICE = 2  # while the rate doubles, a true limit refuses the second within the second
+_FAR, _LOW = 4.0, 3  # three times lowered below a quarter of the best: is it our rate at all?
 _TRIAL_SECONDS, _TRIAL_SENDS = 4.0, 40
+_MOST_TOLERATED = 0.5
 
 _BIN_SECONDS = 0.25
 BRIEF_SECONDS, _LONG_SECONDS = 1.0, 5.0
