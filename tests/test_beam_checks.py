@@ -12,6 +12,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from data_gen.beam import checks
+from data_gen.beam.kept import keep
 from data_gen.measure import contamination
 from data_gen.measure.contamination import Finding
 from data_gen.measure.duplicates import Duplicates, find_duplicates
@@ -61,7 +62,7 @@ def duplicates_by_beam(records: Sequence[Record], folder: Path, *, threshold: fl
 
     def build(pipeline: beam.Pipeline) -> None:
         compared = pipeline | beam.Create(records) | beam.Reshuffle() | beam.Map(checks.compared)
-        checks.keep(checks.near_duplicates(compared, threshold=threshold), file, name="duplicates")
+        keep(checks.near_duplicates(compared, threshold=threshold), file, name="duplicates")
 
     ran(build)
     return checks.kept_duplicates(file, records=len(records))
@@ -103,7 +104,7 @@ def test_the_same_test_items_are_found_as_in_one_process(tmp_path: Path) -> None
         compared = pipeline | beam.Create(records) | beam.Reshuffle() | beam.Map(checks.compared)
         indexes = checks.test_sets(pipeline, files, ngram=13)
         found = checks.contaminated(compared, indexes, similarity=contamination.SIMILARITY)
-        checks.keep(found, tmp_path / "found.jsonl", name="findings")
+        keep(found, tmp_path / "found.jsonl", name="findings")
 
     ran(build)
     found: tuple[Finding, ...] = checks.kept_findings(tmp_path / "found.jsonl")

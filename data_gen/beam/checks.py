@@ -4,15 +4,11 @@ Near-duplicates: records that share a band of their MinHash signatures are linke
 through others, is a group. What is decided within a group does not depend on any other, so each is given to
 `find_duplicates` as if it were the whole data set, and the findings are the same as those of all records together.
 One place sees the links, as pairs of numbers: some 300 bytes a record that has a link. A group is held by one worker.
-
-What was found is kept in files, from which the process that runs the pipeline reads it; see `keep`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +16,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from configs.folder import replacing
+from data_gen.beam.kept import kept
 from data_gen.measure import contamination
 from data_gen.measure.contamination import Finding, TestSet
 from data_gen.measure.duplicates import Duplicate, Duplicates, band_keys, find_duplicates
@@ -68,7 +64,7 @@ def kept_duplicates(file: Path, *, records: int) -> Duplicates:
     """What was found in all groups, among so many records: as `find_duplicates` would have said it."""
     near_own = Counter[int]()
     found: list[Duplicate] = []
-    for part in _lines(file):
+    for part in kept(file):
         found += [Duplicate(**one) for one in part["found"]]
         near_own.update({int(round_): count for round_, count in part["near_own_lineage"].items()})
     found.sort(key=lambda one: (one.round, one.record.rpartition("/")[0], one.record))
@@ -154,7 +150,7 @@ def contaminated(records: beam.PCollection, tests: beam.PCollection, *, similari
 
 def kept_findings(file: Path) -> tuple[Finding, ...]:
     """All findings, by lineage and round."""
-    return tuple(sorted((Finding(**one) for one in _lines(file)), key=lambda one: (one.lineage, one.round)))
+    return tuple(sorted((Finding(**one) for one in kept(file)), key=lambda one: (one.lineage, one.round)))
 
 
 def _open_test_sets(files: Sequence[str], *, ngram: int) -> list[TestSet]:
@@ -163,32 +159,3 @@ def _open_test_sets(files: Sequence[str], *, ngram: int) -> list[TestSet]:
 
 def _search(records: Sequence[Record], tests: Sequence[TestSet], *, similarity: float) -> Iterator[Finding]:
     return contamination.find(records, tests, similarity=similarity)
-
-
-# --- what is kept
-
-
-def keep(found: beam.PCollection, file: Path, *, name: str) -> beam.PCollection:
-    """Dataclasses -> one file, which is there, whole, when the pipeline has ended; none where nothing came."""
-    return (
-        found
-        | f"{name} as text" >> beam.Map(_line)
-        | f"{name} to one place" >> beam.WithKeys(0)
-        | f"all {name}" >> beam.GroupByKey()
-        | f"{name} kept" >> beam.Map(_keep, file=str(file))
-    )
-
-
-def _line(found: Any) -> str:
-    return json.dumps(dataclasses.asdict(found))
-
-
-def _keep(lines: tuple[int, Iterable[str]], *, file: str) -> None:
-    with replacing(Path(file)) as stream:
-        stream.writelines(f"{line}\n" for line in lines[1])
-
-
-def _lines(file: Path) -> Iterator[Any]:
-    if file.exists():
-        with file.open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
