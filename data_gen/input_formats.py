@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 from data_gen.eliminate import Reason
 from data_gen.notations import LARGEST, NAMES, Fault, Notation, decode_json, fault
+from data_gen.word_counts import count_words
 
 MOST_BLOCKS = 20
 """Pieces of data that a rewrite may add; it is asked for one."""
@@ -78,17 +79,6 @@ def words_added(candidate: str, *, parent: str) -> int:
         prose.append(candidate[place : block.start])
         place = block.end
     return count_words(" ".join([*prose, candidate[place:]])) - count_words(parent)
-
-
-_WITHOUT_SPACES = re.compile(
-    "[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
-)  # Thai, Japanese, Chinese
-
-
-def count_words(text: str) -> int:
-    """Words between spaces; in scripts that write none between words, two letters count as one word."""
-    rest, letters = _WITHOUT_SPACES.subn(" ", text)
-    return len(rest.split()) + (letters + 1) // 2
 
 
 def added_blocks(candidate: str, *, parent: str) -> tuple[Block, ...]:

@@ -9,13 +9,15 @@ from typing import Literal, NamedTuple
 
 from data_gen.evolve import Lineage
 from data_gen.records import Record, Rejected
+from data_gen.word_counts import UNSPACED
 
 WORDS_COMPARED = 600
 """Of longer texts no difference is shown: comparing takes time with the square of their length."""
 
 _DROPPED_AFTER_THE_RUN = ("duplicate", "contaminated")
 
-_WORD = re.compile(r"\S+\s*|\s+")
+# A letter of a script that puts no spaces between words is one, or all of a text would be a single change.
+_WORD = re.compile(rf"(?:[{UNSPACED}]|(?:(?![{UNSPACED}])\S)+)\s*|\s+")
 
 
 @dataclass(frozen=True)

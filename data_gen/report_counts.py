@@ -18,6 +18,7 @@ from data_gen.evolve import Lineage
 from data_gen.operations import OPERATIONS
 from data_gen.records import Record, Rejected
 from data_gen.tally import Rate, Tally
+from data_gen.word_counts import count_words
 
 
 @dataclass
@@ -87,8 +88,8 @@ def read_rejected(file: Path) -> Iterator[Rejected]:
 
 
 def _add(record: Record, sums: RoundCounts) -> None:
-    sums.words += len(record.instruction.split())
-    sums.words_of_answers += len(record.answer.split())
+    sums.words += count_words(record.instruction)
+    sums.words_of_answers += count_words(record.answer)
     sums.simulated += record.steps > 0
     sums.steps += record.steps
 

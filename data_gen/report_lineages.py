@@ -8,6 +8,7 @@ from data_gen.evolve import Lineage
 from data_gen.lineage_steps import Step, difference, lineage_id, lineage_steps
 from data_gen.llm.journal_file import Spent
 from data_gen.page import Content, Html, element, folded, join, searchable
+from data_gen.word_counts import count_words
 
 MOST_CHARACTERS = 3_000
 """Of one text on the page; what is cut off is said."""
@@ -90,7 +91,7 @@ def _step(step: Step, *, spent: Spent | None) -> Html:
         parts.append(element("p", cut(step.evidence), css="note"))
     parts.append(_instruction(step))
     if step.answer:
-        words = len(step.answer.split())
+        words = count_words(step.answer)
         parts.append(folded(f"answer, {words:,} word{'s' * (words != 1)}", element("pre", cut(step.answer))))
     data: dict[str, str | int] = {
         "operation": step.operation or SEED,

@@ -67,6 +67,17 @@ def test_short_texts_are_duplicates_only_if_nothing_differs(first: str, second: 
     assert pairs(found_in([record("a", 0, first), record("b", 0, first)])) == [("b/0", "a/0")]
 
 
+def test_near_duplicates_are_found_where_no_spaces_stand_between_words() -> None:
+    text = (
+        "请写一首关于{}天的短诗，不超过八行，每一行都要提到一种花，"
+        "并且在最后一行说出诗人住在哪一座城市，为什么从来没有离开过那里。"
+    )
+    found = found_in([record("a", 0, text.format("春")), record("b", 0, text.format("秋"))])
+    assert pairs(found) == [("b/0", "a/0")]
+    other = "東京から京都まで電車で行く場合と飛行機で行く場合の費用を比べ、どちらが安いかを説明してください。"
+    assert not pairs(found_in([record("a", 0, text), record("b", 0, other)]))
+
+
 def test_the_similarity_is_that_of_the_sets_of_runs() -> None:
     rng = random.Random(0)
     first = text_of(rng, 60)

@@ -19,7 +19,6 @@ from data_gen.input_formats import (
     MOST_BLOCKS,
     added_blocks,
     check_added_input,
-    count_words,
     words_added,
 )
 from data_gen.notations import NAMES, Notation, fault
@@ -311,15 +310,8 @@ def test_no_hostile_text_takes_five_seconds_at_any_size(piece: str) -> None:
         ("Name it.", "Name a prime.", -1),
         ('Name a prime that is in this list:\n```json\n{"primes": [2, 3, 4]}\n```', "Name a prime.", 5),
         ('Name a prime in {"primes": [2, 3, 4]} please.', "Name a prime.", 2),
-        ("素数を一つ挙げ、理由も述べよ。", "素数を一つ挙げよ。", 4),
+        ("素数を一つ挙げ、理由も述べよ。", "素数を一つ挙げよ。", 3),
     ],
 )
 def test_words_are_counted_beside_the_data(candidate: str, parent: str, added: int) -> None:
     assert words_added(candidate, parent=parent) == added
-
-
-def test_words_are_those_between_spaces_or_half_the_letters_where_no_spaces_are_written() -> None:
-    assert count_words("") == 0
-    assert count_words(" one\ttwo\nthree ") == 3
-    assert count_words("日本の首都") == 3
-    assert count_words("Tokyo は 日本") == 3

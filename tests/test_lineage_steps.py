@@ -12,7 +12,9 @@ from data_gen.evolve import Lineage
 from data_gen.lineage_steps import WORDS_COMPARED, difference, lineage_steps
 from data_gen.records import Rejected
 
-words = st.lists(st.sampled_from(["a", "b", "c", "fruits,", "é", "\n", "  "]), max_size=30).map(" ".join)
+words = st.lists(st.sampled_from(["a", "b", "c", "fruits,", "é", "日本", "東x京。", "\n", "  "]), max_size=30).map(
+    " ".join
+)
 
 
 @given(words, words)
@@ -30,6 +32,12 @@ def test_equal_texts_do_not_differ_and_very_long_ones_are_not_compared() -> None
     assert change == ("same", "Name a tree.")
     assert difference("", "") == ()
     assert difference("x", "word " * (WORDS_COMPARED + 1)) is None
+
+
+def test_of_a_text_without_spaces_only_what_changed_is_marked() -> None:
+    changes = difference("请写一首诗。", "请写一首关于海的短诗。") or ()
+    assert [change for change in changes if change.kind != "same"] == [("added", "关于海的短")]
+    assert "".join(change.text for change in changes if change.kind == "same") == "请写一首诗。"
 
 
 def test_what_was_dropped_is_nobodys_parent() -> None:

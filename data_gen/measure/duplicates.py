@@ -22,6 +22,7 @@ import numpy as np
 
 from data_gen.measure.words import run_hashes
 from data_gen.records import Record
+from data_gen.word_counts import UNSPACED
 
 if TYPE_CHECKING:
     import datasketch
@@ -33,7 +34,8 @@ PERMUTATIONS = 128
 RECALL = 0.995
 """Of pairs at the threshold, this share at least becomes a candidate; more similar ones are missed more rarely."""
 
-_TOKEN = re.compile(r"\w+|[^\w\s.,;:!?'\"`‘’“”…]")  # signs of sums and code count, those of sentences do not
+# Signs of sums and code count, those of sentences do not; where no spaces stand between words, every letter is one.
+_TOKEN = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+|[^\w\s.,;:!?'\"`‘’“”…、。，；：！？「」]")
 _KNOWN_WORDS = 1_000_000  # whose hashes are kept at hand
 
 
