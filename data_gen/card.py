@@ -222,6 +222,8 @@ def _measured(measures: Mapping[str, Any] | None) -> list[str]:
             lines += [*([f"{_words(title)}:", ""] if title else []), *_table(list(map(_words, columns)), cells), ""]
         lines += [f"- {_words(kind)}: {_plain(value)}" for kind, value in figures.others.items()]
         lines += [""] if figures.others else []
+        if meanings := figures.meanings:
+            lines += [*(f"- *{_words(kind)}*: {_plain(meaning)}" for kind, meaning in meanings), ""]
     return lines[:-1]
 
 
@@ -265,7 +267,7 @@ def _loading(exported: Exported | None, *, name: str) -> list[str]:
             "      role: from",
             "      content: value",
         ],
-        "alpaca": ["    type: alpaca"],
+        "alpaca": ["    type: alpaca  # leaves out what is under system; alpaca_w_system.load_instruct takes it in"],
     }[exported.layout]
     return [*python, "", "With axolotl:", "", "```yaml", *axolotl, "```"]
 

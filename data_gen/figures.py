@@ -10,7 +10,42 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
+
+MEANINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "score": "difficulty from 1 to 10, each instruction judged by itself",
+        "rank": "difficulty from 1 to 10, all versions of a lineage judged side by side",
+        "score_gain": "score above that of the instruction it was rewritten from",
+        "rank_gain": "rank above that of the instruction it was rewritten from",
+        "harder": "share of rewrites ranked above what they were rewritten from; ties count half",
+        "agreement": "rank correlation of score and rank",
+        "agreement_within": "the same within lineages: of their changes alone",
+        "problems, score": "replies that held no score",
+        "problems, rank": "replies that held no ranking",
+        "texts": "instructions in each sample",
+        "words": "words in each sample",
+        "distinct_1": "different words over all words; more diverse is higher",
+        "distinct_2": "different pairs of words over all pairs; more diverse is higher",
+        "distinct_3": "different runs of three words over all of them; more diverse is higher",
+        "compression": "bytes over bytes after compression; more diverse is lower",
+        "nearest": "cosine of an instruction with the one most like it; more diverse is lower",
+        "vendi": "Vendi score: how many wholly unlike instructions they are worth; more diverse is higher",
+        "cluster_entropy": "how evenly they fall into 20 clusters, at most 1; more diverse is higher",
+        "of the same round": "near-duplicates of an earlier lineage in the same round",
+        "of an earlier round": "near-duplicates of another lineage in an earlier round",
+        "like an earlier version of their own lineage": "hardly reworded; these are no duplicates",
+        "repeated": "records that hold runs of words of a test item",
+        "similar": "records that are as like a test item as a reworded one is",
+        "share": "of the records of the round",
+        "touched": "test items that some record repeats or is like",
+    }
+)
+"""What the figures of `measures.json` say, by their names there."""
+
+SIZES = frozenset({"texts", "words", "records"})
+"""Names of figures that say how much was measured, and nothing of what was found."""
 
 
 class Figure(NamedTuple):
@@ -30,6 +65,13 @@ class Figures:
     tables: Mapping[str, Sequence[Mapping[str, Any]]]
     """Lists of mappings, such as one for each test file, by name."""
     others: Mapping[str, str]
+
+    @property
+    def meanings(self) -> list[tuple[str, str]]:
+        """(name, what it says) of all figures here that have a meaning, each once."""
+        columns = (column for rows in self.tables.values() for row in rows for column in row)
+        names = dict.fromkeys((*self.rounds, *self.others, *columns))
+        return [(name, MEANINGS[name]) for name in names if name in MEANINGS]
 
     @property
     def numbers(self) -> list[int]:

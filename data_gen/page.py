@@ -20,6 +20,7 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(-
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { background: var(--soft); } td.number, th.number { text-align: right; } td.number { white-space: nowrap; }
+td.prose { min-width: 14rem; }
 .wide { overflow-x: auto; }
 .dense { font-size: .8rem; } .dense th, .dense td { padding: .2rem .5rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .6rem; margin: .2rem 0; }
@@ -30,7 +31,7 @@ figure { margin: 1rem 0; background: white; } figure svg { max-width: 100%; heig
 figcaption { font-size: .9rem; color: black; padding: .3rem .6rem; }
 small { opacity: .8; }
 [hidden] { display: none !important; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
 .facts { display: flex; flex-wrap: wrap; gap: .6rem; padding: 0; list-style: none; }
 .facts li { border: 1px solid var(--line); border-radius: .4rem; padding: .4rem .9rem; }
 .facts b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -39,9 +40,10 @@ small { opacity: .8; }
 .filters input { flex: 1 1 14rem; } .filters input, .filters select { font: inherit; padding: .2rem .4rem; }
 .item { border: 1px solid var(--line); border-radius: .4rem; padding: .2rem 1rem 1rem; margin: 1rem 0; }
 .part { border-left: .2rem solid var(--line); padding-left: .8rem; margin: .8rem 0; }
-.part.kept { border-color: #2a7d4f; } .part.dropped { border-color: #b34040; margin-left: 2rem; }
+.part.kept { border-color: #2a7d4f; } .part.dropped { border-color: #b34040; margin-left: min(2rem, 4%); }
 .part.other { opacity: .4; }
-.tag { border: 1px solid var(--line); border-radius: 1rem; padding: 0 .6rem; margin-right: .3rem; white-space: nowrap; }
+.tag { display: inline-block; max-width: 100%; box-sizing: border-box; overflow-wrap: anywhere; margin: 0 .3rem .3rem 0;
+  border: 1px solid var(--line); border-radius: 1rem; padding: 0 .6rem; }
 ins { background: var(--new); text-decoration: none; border-bottom: 2px solid #2a7d4f; }
 del { background: var(--gone); }
 summary { cursor: pointer; }
@@ -111,13 +113,22 @@ def table(head: Sequence[Content], rows: Iterable[Sequence[Content]], *, css: st
     """A table; columns of which every cell is a number, text that starts like one, or empty, stand on the right."""
     rows = list(rows)
     columns = [[row[column] for row in rows if row[column] != ""] for column in range(len(head))]
-    numeric = [bool(cells) and all(map(_numeric, cells)) for cells in columns]
+    styles = [_style(cells) for cells in columns]
 
     def line(tag: str, cells: Sequence[Content]) -> Html:
-        styled = zip(cells, numeric, strict=True)
-        return element("tr", *(element(tag, content, css="number" if right else "") for content, right in styled))
+        return element("tr", *(element(tag, cell, css=css) for cell, css in zip(cells, styles, strict=True)))
 
     return element("div", element("table", line("th", head), *(line("td", row) for row in rows)), css=f"wide {css}")
+
+
+_SENTENCE = 40
+"""Characters from which on a cell is prose, whose column keeps a width at which it can be read."""
+
+
+def _style(cells: Sequence[Content]) -> str:
+    if cells and all(map(_numeric, cells)):
+        return "number"
+    return "prose" if any(isinstance(cell, str) and len(cell) > _SENTENCE for cell in cells) else ""
 
 
 def _numeric(content: Content) -> bool:

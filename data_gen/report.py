@@ -9,6 +9,7 @@ from typing import Any
 
 from configs.folder import write_atomically
 from data_gen import shards
+from data_gen.figures import figures_of
 from data_gen.llm import simulated
 from data_gen.llm.journal_file import Spent
 from data_gen.page import Content, Html, bar, element, facts, figure, folded, join, page, table
@@ -63,7 +64,7 @@ def write_report(
         shards.read_dataset(folder / "dataset"), read_rejected(folder / "rejected.jsonl"), sampled=lineages_shown
     )
     title = "Evolved instructions"
-    contents: list[Content] = [_first(counts, summary=summary, spent=spent)]
+    contents: list[Content] = [_first(counts, summary=summary, spent=spent, measures=measures or {})]
     sections: dict[str, Content] = {
         "Rounds": _rounds(counts),
         "Operations": _operations(counts),
@@ -93,14 +94,24 @@ _SIMULATION = element(
 )
 
 
-def _first(counts: Counts, *, summary: Mapping[str, Any], spent: Mapping[tuple[int, str], Spent] | None) -> Html:
-    """What one asks first of a data set: how much there is, what it cost, and who wrote it."""
+def _first(
+    counts: Counts,
+    *,
+    summary: Mapping[str, Any],
+    spent: Mapping[tuple[int, str], Spent] | None,
+    measures: Mapping[str, Any],
+) -> Html:
+    """What one asks first of a data set: how much there is, whether it got harder, what it cost, and who wrote it."""
     whole = counts.whole
     named: dict[str, Content] = {
         "conversations": f"{whole.kept:,}",
         "lineages": f"{counts.lineages:,}",
         "candidates dropped": f"{whole.dropped.total() / max(whole.tried, 1):.1%}",
     }
+    scores = sorted(figures_of(measures.get("difficulty", {})).rounds.get("score", {}).items())
+    if len(scores) > 1:
+        (first, before), (last, after) = scores[0], scores[-1]
+        named[f"difficulty of 10, rounds {first} and {last}"] = f"{before.value:.1f} → {after.value:.1f}"
     if spent:
         paid = _sum(spent.values())
         named["paid"] = f"${paid.usd:,.2f}"

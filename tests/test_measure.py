@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from data_gen.config import Measure
-from data_gen.figures import figures_of
+from data_gen.figures import MEANINGS, figures_of
 from data_gen.llm.chat import ChatReply, ChatRequest
 from data_gen.measure.asking import Judge
 from data_gen.measure.contamination import recognise_verdict
@@ -136,6 +136,8 @@ def test_reports_can_show_all_of_it() -> None:
     assert set(by_name["difficulty"].rounds["score"]) == {0, 1, 2}
     assert "vendi" in by_name["diversity at equal words"].rounds
     assert by_name["duplicates"].rounds["share"][0].value == 0
+    names = {name for figures in by_name.values() for name in (*figures.rounds, *figures.others)}
+    assert names - MEANINGS.keys() == {"lineages", "records", "found"}  # all others need to be explained
 
 
 def test_figures_do_not_depend_on_the_order_of_records_or_of_replies() -> None:

@@ -14,7 +14,7 @@ import pytest
 from page_reader import PageReader
 
 from data_gen.evolve import Lineage
-from data_gen.figures import Figure, read_figure, said
+from data_gen.figures import MEANINGS, Figure, read_figure, said
 from data_gen.llm import journal_file
 from data_gen.llm.journal_file import Spent
 from data_gen.records import Record, Rejected, Turn
@@ -187,6 +187,7 @@ def test_costs_and_measures_are_shown_where_they_are_known(tmp_path: Path) -> No
     }
     page = report(tmp_path, records, spent=spent, costs=lambda name: {1: Spent(1, 1, 1, 0.125)}, measures=measures)  # noqa: ARG005
     assert "$0.75" in page.text
+    assert "3.0 → 5.5difficulty of 10, rounds 0 and 1" in page.text
     assert {row["for"]: row["paid"] for row in page.table("for")} == {"answer": "$0.2500", "evolve": "$0.5000"}
     assert {row["paid in round"]: row["paid"] for row in page.table("paid in round")} == {
         "0": "$0.2500",
@@ -208,9 +209,25 @@ def test_costs_and_measures_are_shown_where_they_are_known(tmp_path: Path) -> No
         ("problems, rank", "2"),
         ("pairs", "12"),
     ]
+    assert ["score", "difficulty from 1 to 10, each instruction judged by itself"] in [
+        list(row.values()) for table in page.tables_of("figure") for row in table
+    ]
     plain = report(tmp_path, records)
     assert "$" not in plain.text
     assert "Measures" not in plain.text
+
+
+def test_only_figures_that_say_what_was_found_and_change_are_drawn(tmp_path: Path) -> None:
+    rounds = [{"round": n, "words": 9 + n, "share": 0, "vendi": 3.5 + n, "new_one": n} for n in range(2)]
+    report(tmp_path, [example("1")], measures={"diversity": {"rounds": rounds}})
+    markup = (tmp_path / "report.html").read_text(encoding="utf-8")
+    captions = re.findall("<figcaption>(.*?)</figcaption>", markup)
+    assert [caption for caption in captions if "andidates" not in caption] == [MEANINGS["vendi"], "New one by round"]
+
+
+def test_words_of_scripts_without_spaces_are_counted(tmp_path: Path) -> None:
+    page = report(tmp_path, [example("1", instruction="请写一首诗，八行。")])
+    assert page.table("round")[0]["words per instruction"] == "4.0"
 
 
 @pytest.mark.parametrize(
