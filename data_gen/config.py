@@ -266,6 +266,9 @@ class EvolveConfig:
     requests_per_minute: float | None = setting(None, operational=True, doc="None: as many as are taken")
     tokens_per_minute: float | None = setting(None, operational=True, doc="None: as many as are taken")
     max_attempts: int = setting(8, operational=True, doc="of one request before its candidate is dropped")
+    lost_jobs: Literal["stop", "ask_again"] = setting(
+        "stop", operational=True, doc="what if a batch job is gone, or of other settings: 'ask_again' may pay twice"
+    )
     open_lineages: int = setting(
         0, operational=True, doc="seeds under way at once; 0: as many as keep the model busy, with batch jobs all"
     )
@@ -296,3 +299,6 @@ class AnswerConfig:
     requests_per_minute: float | None = setting(None, operational=True, doc="None: as many as are taken")
     tokens_per_minute: float | None = setting(None, operational=True, doc="None: as many as are taken")
     max_attempts: int = setting(8, operational=True, doc="of one request before its record is dropped")
+    lost_jobs: Literal["stop", "ask_again"] = setting(
+        "stop", operational=True, doc="what if a batch job is gone, or of other settings: 'ask_again' may pay twice"
+    )

@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal
 
 from data_gen.config import Simulated
 from data_gen.llm.batch_join import Result, fingerprint
-from data_gen.llm.batch_service import JobState, Line
+from data_gen.llm.batch_service import Gone, JobState, Line
 from data_gen.llm.chat import (
     Ambiguous,
     ChatError,
@@ -46,6 +46,8 @@ class Provider:
     look_failures: list[ChatError] = field(default_factory=list)
     broken_downloads: int = 0
     """So many downloads end in the middle."""
+    results_gone: int = 0
+    """So many downloads end in the middle for good."""
     endings: list[JobState] = field(default_factory=list)
     """How the next jobs end; complete, once there is nothing left here."""
     share: dict[str, float] = field(default_factory=dict)
@@ -81,6 +83,8 @@ class Provider:
 
     async def state(self, name: str) -> JobState:
         await self._look()
+        if name not in self.jobs:
+            raise Gone(f"404: there is no {name}")
         job = self.jobs[name]
         job.looks += 1
         if job.looks <= self.looks_until_done:
@@ -99,6 +103,9 @@ class Provider:
             if self.broken_downloads and position == len(job.results) // 2:
                 self.broken_downloads -= 1
                 raise Ambiguous("the connection was dropped")
+            if self.results_gone and position == len(job.results) // 2:
+                self.results_gone -= 1
+                raise Gone("404: there is no such file")
             yield result
 
     async def _look(self) -> None:

@@ -386,7 +386,7 @@ def test_a_provider_that_stays_away_ends_the_wait_and_leaves_the_job_to_be_found
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body() -> None:
-        monkeypatch.setattr("data_gen.llm.batch._LOOKS", 20)
+        monkeypatch.setattr("data_gen.llm.batch_calls._LOOKS", 20)
         provider = Provider(look_failures=[NotSent("connection refused")] * 20)
         async with opened(tmp_path, provider) as held:
             with pytest.raises(Permanent, match="connection refused"):

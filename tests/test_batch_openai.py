@@ -26,6 +26,7 @@ from data_gen.config import EvolveConfig, OpenAIBatch, OpenAICompatible, Price, 
 from data_gen.generate import generate
 from data_gen.llm.batch import BatchChat
 from data_gen.llm.batch_openai import OpenAIBatchService
+from data_gen.llm.batch_service import Gone
 from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
 from data_gen.llm.journal import Journal
 from data_gen.llm.openai import OpenAIChat
@@ -249,7 +250,7 @@ def test_calls_that_fail_are_classed_and_made_once_each(tmp_path: Path) -> None:
                     await service.find("label")
                 with pytest.raises(Ambiguous), (tmp_path / "lines").open("w+b") as lines:
                     await service.submit("label", model=NAME, lines=lines)
-                with pytest.raises(Permanent, match="404") as caught:
+                with pytest.raises(Gone, match="404") as caught:
                     await service.state("batch_of_nobody")
                 assert caught.value.scope == "run"
             assert sum(provider.calls.values()) == 2

@@ -19,6 +19,7 @@ from configs.errors import UserError
 from data_gen import world
 from data_gen.config import Gemini, Simulated, VertexBatch
 from data_gen.llm.batch import BatchChat
+from data_gen.llm.batch_service import Gone
 from data_gen.llm.batch_vertex import VertexBatchService
 from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
 from data_gen.llm.gemini import GeminiChat
@@ -239,7 +240,7 @@ def test_calls_that_fail_are_classed() -> None:
         async with Provider() as provider:
             async with VertexBatchService(provider.config) as service:
                 assert await service.find("label") is None
-                with pytest.raises(Permanent, match="does not exist"):
+                with pytest.raises(Gone, match="does not exist"):
                     await service.state("projects/my-project/locations/us-central1/batchPredictionJobs/7")
             nobody = provider.config
             await asyncio.sleep(0.05)

@@ -23,25 +23,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import BinaryIO, Self, TypeVar
+from typing import BinaryIO, Self
 
 from data_gen.llm import jobs_file, journal_file
-from data_gen.llm.batch_join import Join
-from data_gen.llm.batch_service import BatchService, JobState, Limits
-from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, NotSent, Permanent
+from data_gen.llm.batch_calls import PatientCalls, pause
+from data_gen.llm.batch_join import Counts, Join
+from data_gen.llm.batch_service import BatchService, Gone, JobState, Limits, LostJobs
+from data_gen.llm.chat import ChatReply, ChatRequest, NotSent, Permanent
 from data_gen.llm.jobs_file import Job
 from data_gen.llm.journal import Journal
 from data_gen.llm.journal_file import Outcome
 from data_gen.llm.standstill import Standstill as Standstill
 
-T = TypeVar("T")
-
 MOST_JOBS = 5
 """In so many jobs a request is sent before it is given up."""
 
-_CREATE_ATTEMPTS = 10
-_LOOKS = 1000  # in a row that may fail: at one a minute, a provider may be away for most of a day
-_LONGEST_BACK_OFF = 60.0
 _POLLS_BETWEEN_JOBS = 20  # where a job failed because too much was in the provider's queue
 _ROWS = 500  # replies that are kept in one transaction
 _FEW = 20  # a job of fewer requests may lose most of them by chance
@@ -67,24 +63,6 @@ class _Collection:
     size: int = 0
 
 
-@dataclass
-class Counts:
-    """Of this process: jobs that were created, those found again, and what was wrong with results."""
-
-    jobs: int = 0
-    found_again: int = 0
-    resent: int = 0
-    """Requests that went into another job."""
-    missing: int = 0
-    """Requests of complete jobs that no usable line answers; sent again, they may be paid for twice."""
-    expired: int = 0
-    """Jobs that were cut short."""
-    swapped: int = 0
-    duplicated: int = 0
-    conflicting: int = 0
-    unknown: int = 0
-
-
 class BatchChat:
     """A `ChatModel` whose replies come from batch jobs. One per service and journal; open it in the open journal.
 
@@ -99,15 +77,17 @@ class BatchChat:
         journal: Journal,
         standstill: Standstill,
         limits: Limits,
+        lost_jobs: LostJobs = "stop",
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.counts = Counts()
-        self.trouble = ""
         self._service = service
         self._journal = journal
         self._standstill = standstill
         self._limits = limits
+        self._lost_jobs = lost_jobs
         self._sleep = sleep
+        self._calls = PatientCalls(service, poll_seconds=limits.poll_seconds, sleep=sleep)
         self._waiting: dict[str, _Waiting] = {}
         self._collections: dict[str, _Collection] = {}
         self._job_of: dict[str, Job] = {}
@@ -115,6 +95,10 @@ class BatchChat:
         self._kept: set[str] = set()
         self._followers: set[asyncio.Task[None]] = set()
         self._is_closed = False
+
+    @property
+    def trouble(self) -> str:
+        return self._calls.trouble
 
     async def __aenter__(self) -> Self:
         await self._journal.commit(jobs_file.create)
@@ -241,8 +225,10 @@ class BatchChat:
     async def _through(self, job: Job, begin: Callable[[], Awaitable[bool]]) -> None:
         try:
             if await begin():
-                state = await self._ended(job)
-                await self._finish(job, state)
+                try:
+                    await self._finish(job, await self._ended(job))
+                except Gone as gone:
+                    await self._ask_again(job, gone)
         except Exception as error:  # whatever it is, those who wait for the job must hear of it
             self._stuck[job.label] = error
             for digest in job.echoes:
@@ -253,7 +239,8 @@ class BatchChat:
         await self._journal.commit(partial(jobs_file.intend, job=job, service=self._service.address))
         with tempfile.TemporaryFile() as lines:
             await asyncio.to_thread(self._write, requests, lines)
-            name = await self._submitted(job, lines)
+            forget = partial(self._journal.commit, partial(jobs_file.forget, label=job.label))
+            name = await self._calls.submitted(job.label, model=job.model, lines=lines, forget=forget)
         await self._named(job, name)
         self.counts.jobs += 1
         return True
@@ -262,49 +249,42 @@ class BatchChat:
         for digest, request in requests:
             lines.write(self._service.line(request, key=digest).text)
 
-    async def _submitted(self, job: Job, lines: BinaryIO) -> str:
-        """The name of the job, of which there is one however often creating it seemed to fail."""
-        for attempt in range(_CREATE_ATTEMPTS):
-            try:
-                name = await self._found(job) if attempt else None
-                if name is None:
-                    lines.seek(0)
-                    name = await self._service.submit(job.label, model=job.model, lines=lines)
-            except (NotSent, Ambiguous) as error:
-                self.trouble = str(error)
-                await self._sleep(_pause(error, otherwise=min(_LONGEST_BACK_OFF, 2.0**attempt)))
-            except Permanent as error:
-                if not attempt:  # after another failure it may exist, so what was written down about it stays
-                    await self._journal.commit(partial(jobs_file.forget, label=job.label))
-                raise Permanent(f"no batch job can be created: {error}", scope="run") from error
-            else:
-                self.trouble = ""
-                return name
-        raise Permanent(f"{_CREATE_ATTEMPTS} attempts to create a batch job failed: {self.trouble}", scope="run")
-
     async def _attach(self, job: Job) -> bool:
         """Finds a job again that an earlier process began; False if it never came to be."""
         if job.name is not None:
             self.counts.found_again += 1
             return True
-        if name := await self._patiently(partial(self._found, job)):
+        if name := await self._calls.repeated(partial(self._calls.found, job.label)):
             await self._named(job, name)
             self.counts.found_again += 1
             return True
         await self._journal.commit(partial(jobs_file.forget, label=job.label))
-        for digest in job.echoes:
-            del self._job_of[digest]
-            if waiting := self._waiting.get(digest):
-                self._collect(digest, waiting)
-        self._standstill.look()
+        self._struck(job)
         return False
 
-    async def _found(self, job: Job) -> str | None:
-        """Looks twice before it says that a job is not there, for a list may lag behind."""
-        if name := await self._service.find(job.label):
-            return name
-        await self._sleep(self._limits.poll_seconds)
-        return await self._service.find(job.label)
+    def _struck(self, job: Job) -> None:
+        """Collects anew what a job asked that is no more, but for what it answered while it was."""
+        for digest in job.echoes:
+            del self._job_of[digest]
+            if digest in self._waiting and digest in self._kept:
+                self._answer(digest)
+            elif waiting := self._waiting.get(digest):
+                self._collect(digest, waiting)
+        self._standstill.look()
+
+    async def _ask_again(self, job: Job, gone: Gone) -> None:
+        """The job can not be found any more, and it may have been paid for."""
+        lost = [digest for digest in job.echoes if digest not in self._kept]
+        if self._lost_jobs == "stop":
+            raise Permanent(
+                f"{gone}. Batch job {job.name}, with {len(lost):,} requests of this run, is not there for these "
+                "credentials: if they are of another account or project than it was created with, change them; if it "
+                "is gone for good, lost_jobs=ask_again asks anew, and may pay again, for what it was to answer",
+                scope="run",
+            )
+        await count_lost(self._journal, lost, also=partial(jobs_file.forget, label=job.label))
+        self.counts.gone += 1
+        self._struck(job)
 
     async def _named(self, job: Job, name: str) -> None:
         await self._journal.commit(partial(jobs_file.name, label=job.label, as_=name))
@@ -312,43 +292,27 @@ class BatchChat:
 
     async def _ended(self, job: Job) -> JobState:
         assert job.name is not None
-        while (state := await self._patiently(partial(self._service.state, job.name))).phase == "running":
+        while (state := await self._calls.repeated(partial(self._service.state, job.name))).phase == "running":
             await self._sleep(self._limits.poll_seconds)
         return state
-
-    async def _patiently(self, look: Callable[[], Awaitable[T]]) -> T:
-        for _ in range(_LOOKS):
-            try:
-                seen = await look()
-            except (NotSent, Ambiguous) as error:
-                self.trouble = str(error)
-                await self._sleep(_pause(error, otherwise=self._limits.poll_seconds))
-            else:
-                self.trouble = ""
-                return seen
-        raise Permanent(
-            f"{_LOOKS} looks at a batch job failed in a row, the last one of: {self.trouble}. The job goes on without "
-            "us, and its results are read when the same command is started again",
-            scope="run",
-        )
 
     # --- results
 
     async def _finish(self, job: Job, state: JobState) -> None:
         """Keeps what a job answered, ends it, and lets everybody go on whom it has answered."""
-        join = await self._patiently(partial(self._read, job))  # a job that failed half-way has answered the first half
+        join = await self._calls.repeated(
+            partial(self._read, job)
+        )  # a job that failed half-way has answered the first half
         self.counts.expired += state.phase == "cut short"
-        for fault in ("swapped", "duplicated", "conflicting", "unknown"):
-            setattr(self.counts, fault, getattr(self.counts, fault) + getattr(join, fault))
+        self.counts.add(join)
         unanswered = [digest for digest in job.echoes if not join.answered(digest)]
         if state.phase == "complete":
             lost = [digest for digest in unanswered if digest not in join.errors]
             self.counts.missing += len(lost)
-            await self._journal.commit(partial(_count_lost, digests=lost))
-            self._journal.possibly_paid_twice += len(lost)
+            await count_lost(self._journal, lost)
         self._kept -= await self._journal.commit(partial(jobs_file.close, label=job.label))
         if isinstance(state.error, NotSent):
-            await self._sleep(_pause(state.error, otherwise=_POLLS_BETWEEN_JOBS * self._limits.poll_seconds))
+            await self._sleep(pause(state.error, otherwise=_POLLS_BETWEEN_JOBS * self._limits.poll_seconds))
         self._release(job, join, state)
 
     def _release(self, job: Job, join: Join, state: JobState) -> None:
@@ -402,12 +366,16 @@ def _closed() -> NotSent:
     return NotSent("no batch job is waited for any more")
 
 
-def _pause(error: NotSent | Ambiguous, *, otherwise: float) -> float:
-    """Seconds to wait after a failure."""
-    told = error.retry_after if isinstance(error, NotSent) else None
-    return otherwise if told is None else told
+async def count_lost(
+    journal: Journal, digests: Sequence[str], *, also: Callable[[sqlite3.Connection], object] | None = None
+) -> None:
+    """Counts requests of jobs that may have been paid for in vain, in one transaction with what `also` does."""
 
+    def commit(db: sqlite3.Connection) -> None:
+        for digest in digests:
+            journal_file.count_lost(db, digest=digest)
+        if also is not None:
+            also(db)
 
-def _count_lost(db: sqlite3.Connection, *, digests: Sequence[str]) -> None:
-    for digest in digests:
-        journal_file.count_lost(db, digest=digest)
+    await journal.commit(commit)
+    journal.possibly_paid_twice += len(digests)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data_gen.llm.chat import ChatError, ChatReply, Permanent
@@ -48,6 +49,31 @@ def _canonical(value: Any) -> Any:
 def _camel(name: str) -> str:
     first, *others = name.split("_")
     return first + "".join(word[:1].upper() + word[1:] for word in others)
+
+
+@dataclass
+class Counts:
+    """Of this process: jobs that were created, those found again, and what was wrong with results."""
+
+    jobs: int = 0
+    found_again: int = 0
+    resent: int = 0
+    """Requests that went into another job."""
+    missing: int = 0
+    """Requests of complete jobs that no usable line answers; sent again, they may be paid for twice."""
+    expired: int = 0
+    """Jobs that were cut short."""
+    gone: int = 0
+    """Jobs that the provider no longer knew, and whose requests were asked anew."""
+    swapped: int = 0
+    duplicated: int = 0
+    conflicting: int = 0
+    unknown: int = 0
+
+    def add(self, join: Join) -> None:
+        """What was wrong with the results of one job."""
+        for fault in ("swapped", "duplicated", "conflicting", "unknown"):
+            setattr(self, fault, getattr(self, fault) + getattr(join, fault))
 
 
 class Join:

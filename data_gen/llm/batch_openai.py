@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final, Self
 from configs.errors import UserError
 from data_gen.config import OpenAICompatible
 from data_gen.llm.batch_join import Result
-from data_gen.llm.batch_service import JobState, Line
+from data_gen.llm.batch_service import Gone, JobState, Line
 from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, NotSent, Permanent, Scope
 from data_gen.llm.openai import chat_body, read_completion
 from data_gen.llm.wire import NEVER_CONNECTED, is_loopback, key_from_environment, readable, retry_after
@@ -223,7 +223,7 @@ class OpenAIBatchService:
                 return NotSent(message, retry_after=wait, rate_limited=status == 429)
             if status >= 500 or status in (408, 409):
                 return Ambiguous(message)
-        return Permanent(message, scope="run")
+        return Gone(message) if status == 404 else Permanent(message, scope="run")
 
     def _readable(self, message: str) -> str:
         return readable(message, secrets=[self._key])

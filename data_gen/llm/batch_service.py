@@ -9,6 +9,9 @@ from typing import BinaryIO, Literal, NamedTuple, Protocol
 from data_gen.llm.batch_join import Result
 from data_gen.llm.chat import ChatRequest, NotSent, Permanent
 
+LostJobs = Literal["stop", "ask_again"]
+"""What becomes of requests in a job that can not be found any more; to ask again is to pay twice for what it did."""
+
 
 class Line(NamedTuple):
     """A request as it stands in a job's input file, and the fingerprint of what the provider will echo of it."""
@@ -30,6 +33,13 @@ class JobState:
     error: NotSent | Permanent | None = None
 
 
+class Gone(Permanent):
+    """The provider knows no such job, or has its results no longer."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, scope="run")
+
+
 class BatchService(Protocol):
     """A provider's batch interface. Every method but `line` raises `ChatError`s."""
 
@@ -48,10 +58,15 @@ class BatchService(Protocol):
         """Uploads the lines, creates a job that carries the label, and returns its name."""
         ...
 
-    async def state(self, name: str) -> JobState: ...
+    async def state(self, name: str) -> JobState:
+        """Raises `Gone` where there is no such job."""
+        ...
 
     def results(self, name: str) -> AsyncGenerator[Result, None]:
-        """The lines of the results of a job that has ended, in any order; none if there are none."""
+        """The lines of the results of a job that has ended, in any order; none if there are none.
+
+        Raises `Gone` where there was a file of them and is none any more.
+        """
         ...
 
 

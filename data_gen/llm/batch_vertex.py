@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 from configs.errors import UserError
 from data_gen.config import Gemini
 from data_gen.llm.batch_join import Result, fingerprint
-from data_gen.llm.batch_service import JobState, Line
+from data_gen.llm.batch_service import Gone, JobState, Line
 from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, NotSent, Permanent
 from data_gen.llm.gemini import generate_body, read_response
 from data_gen.llm.google_token import application_default, refused
@@ -265,7 +265,7 @@ def _failure(status: Any, told: str) -> ChatError:
         return NotSent(message, rate_limited=status == 429)
     if status is None or status >= 500 or status in (408, 409, 499):
         return Ambiguous(message)
-    return Permanent(message, scope="run")
+    return Gone(message) if status == 404 else Permanent(message, scope="run")
 
 
 def _is_here(address: str) -> bool:

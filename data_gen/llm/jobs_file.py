@@ -81,6 +81,26 @@ def open_jobs(db: sqlite3.Connection, *, service: str) -> list[Job]:
     ]
 
 
+def elsewhere(db: sqlite3.Connection, *, services: Iterable[str]) -> dict[str, int]:
+    """How many requests are in open jobs of services other than these, by service."""
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone() is None:
+        return {}  # there never was a job
+    select = "SELECT service, COUNT(*) FROM jobs JOIN job_requests USING (label) WHERE is_open GROUP BY service"
+    return {service: count for service, count in db.execute(select) if service not in services}
+
+
+def asked(db: sqlite3.Connection, *, services: Iterable[str]) -> list[str]:
+    """The digests of the requests in the open jobs of services."""
+    return [digest for service in services for job in open_jobs(db, service=service) for digest in job.echoes]
+
+
+def give_up(db: sqlite3.Connection, *, services: Iterable[str]) -> None:
+    """Strikes out the open jobs of services."""
+    for service in services:
+        for job in open_jobs(db, service=service):
+            forget(db, label=job.label)
+
+
 def keep(db: sqlite3.Connection, *, outcomes: Iterable[tuple[str, Outcome]]) -> None:
     """Keeps (digest, outcome) pairs; of two for one digest, the first."""
     for digest, outcome in outcomes:

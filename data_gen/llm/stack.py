@@ -9,11 +9,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
+from configs.errors import UserError
 from data_gen.config import AnswerConfig, EvolveConfig, Gemini, OpenAICompatible, Provider, Simulated
-from data_gen.llm.batch import BatchChat
+from data_gen.llm import jobs_file
+from data_gen.llm.batch import BatchChat, count_lost
+from data_gen.llm.batch_service import LostJobs
 from data_gen.llm.budget import Charged, Ledger
 from data_gen.llm.chat import ChatModel, ChatReply, ChatRequest, Purpose
 from data_gen.llm.journal import Journal
@@ -31,12 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How fast each model may be asked; see `Pacing`."""
+    """How fast each model may be asked (see `Pacing`), and whether again what a lost batch job was asked."""
 
     concurrency: int
     max_attempts: int
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
+    lost_jobs: LostJobs = "stop"
 
     @classmethod
     def of(cls, config: EvolveConfig | AnswerConfig) -> Self:
@@ -45,6 +50,7 @@ class Pace:
             max_attempts=config.max_attempts,
             requests_per_minute=config.requests_per_minute,
             tokens_per_minute=config.tokens_per_minute,
+            lost_jobs=config.lost_jobs,
         )
 
 
@@ -115,7 +121,12 @@ def prepare(providers: Mapping[Purpose, Provider], *, models: Sequence[str] = ()
 
 @contextlib.asynccontextmanager
 async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pace: Pace) -> AsyncIterator[Stack]:
-    """Opens each provider once, whatever it is there for, and closes it in the end."""
+    """Opens each provider once, whatever it is there for, and closes it in the end.
+
+    Raises:
+      UserError: batch jobs are under way of which these providers know nothing.
+    """
+    await _account_for_jobs(prepared, journal=journal, lost_jobs=pace.lost_jobs)
     standstill = Standstill()
     ledger.while_waiting = standstill.standing
     opened: dict[Provider, ChatModel] = {}
@@ -132,13 +143,26 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pa
             else:
                 service = prepared.services[provider]
                 await clients.enter_async_context(service)
-                batch = BatchChat(service, journal=journal, standstill=standstill, limits=provider.batch)
+                batch = BatchChat(
+                    service,
+                    journal=journal,
+                    standstill=standstill,
+                    limits=provider.batch,
+                    lost_jobs=pace.lost_jobs,
+                )
                 batches.append(await jobs.enter_async_context(batch))
                 inner = batch
             charged = Charged(inner, prices=prices, ledger=ledger)
             model = journal.wrap(charged, sends="in jobs" if isinstance(inner, BatchChat) else "at once")
             if not isinstance(inner, BatchChat):
-                model = Pacing(model, **vars(pace), known=journal.known)
+                model = Pacing(
+                    model,
+                    concurrency=pace.concurrency,
+                    max_attempts=pace.max_attempts,
+                    requests_per_minute=pace.requests_per_minute,
+                    tokens_per_minute=pace.tokens_per_minute,
+                    known=journal.known,
+                )
                 pacings.append(model)
             opened[provider] = model
         yield Stack(
@@ -148,6 +172,23 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pa
             pacings=tuple(pacings),
             batches=tuple(batches),
         )
+
+
+async def _account_for_jobs(prepared: Prepared, *, journal: Journal, lost_jobs: LostJobs) -> None:
+    """Jobs that were begun with other settings are paid for, and nobody would wait for them."""
+    services = [service.address for service in prepared.services.values()]
+    elsewhere = journal.read(partial(jobs_file.elsewhere, services=services))
+    if not elsewhere:
+        return
+    if lost_jobs == "stop":
+        where = "; ".join(f"{count:,} requests at {service}" for service, count in elsewhere.items())
+        raise UserError(
+            f"batch jobs of this run are under way with other settings: {where}. Start it with those (llm.batch, its "
+            "bucket, llm.base_url, llm.project, llm.location) to get what they answer; lost_jobs=ask_again gives them "
+            "up, and asks anew, and may pay again, for what they were to answer"
+        )
+    digests = journal.read(partial(jobs_file.asked, services=elsewhere))
+    await count_lost(journal, digests, also=partial(jobs_file.give_up, services=elsewhere))
 
 
 @contextlib.asynccontextmanager
