@@ -167,7 +167,7 @@ def looks_like(text: str) -> Notation | None:
 def _unfenced(text: str, *, parent: str) -> Iterator[Block]:
     """Data that stands in a text without a fence."""
     taken: list[tuple[int, int]] = []
-    for block in itertools.chain(_values(text), _elements(text), _paragraphs(text, parent=parent)):
+    for block in itertools.chain(_values(text), _elements(text), _spans(text), _paragraphs(text, parent=parent)):
         if all(block.end <= start or end <= block.start for start, end in taken):
             taken.append((block.start, block.end))
             yield block
@@ -208,6 +208,21 @@ def _elements(text: str) -> Iterator[Block]:
         if end > place:
             yield Block(start, end, text[start:end], looks_like(text[start:end]) or "xml")
             place = end
+        elif opening[0].endswith("/>") and "=" in opening[0]:
+            yield Block(start, place, opening[0], looks_like(opening[0]) or "xml")
+
+
+_SPAN = re.compile(rf"(?<!`)`(?P<inside>[^`\n]{{4,{_BEGIN}}})`(?!`)")
+_COMMAND = re.compile(r"[a-z][\w./-]+ (?:\S+ )*?(?:--?[A-Za-z]|\| \w)")
+
+
+def _spans(text: str) -> Iterator[Block]:
+    """SQL, Python and shell commands between single backticks, as in Markdown, where they parse."""
+    for span in itertools.islice(_SPAN.finditer(text), MOST_BLOCKS):
+        inside = span["inside"].strip()
+        notation: Notation | None = "shell" if _COMMAND.match(inside) else looks_like(inside)
+        if notation in ("sql", "python", "shell") and fault(inside, notation=notation) is None:
+            yield Block(span.start(), span.end(), inside, notation)
 
 
 def _paragraphs(text: str, *, parent: str) -> Iterator[Block]:

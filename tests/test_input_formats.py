@@ -186,6 +186,11 @@ def test_shell_is_read_with_bash_or_without_it(text: str, monkeypatch: pytest.Mo
         ("Say it shorter:\n```\nIt was a dark night, and nobody was there.\n```", "Say it shorter."),
         ('Compare both:\n```json\n[1]\n```\n```json\n{"a": 2}\n```', "Compare both:\n```json\n[1]\n```"),
         ("Is this open?\n```json\n[1, 2]", "Is it open?"),
+        ("Which month is best in what `SELECT month, SUM(total) FROM sales GROUP BY month` returns?", "Which is best?"),
+        ("Name the best month in `sales = {'jan': 10, 'feb': 12}`, and say why.", "Name the best month."),
+        ("Say what `cut -d, -f2 sales.csv | sort -n` prints, and why.", "Say what it prints."),
+        ('Is <sale month="jan" total="10"/> worth more than it cost?', "Is it worth it?"),
+        ('Read it:\n```xml\n<!DOCTYPE note SYSTEM "note.dtd">\n<note>Hi</note>\n```', "Read it."),
     ],
 )
 def test_data_is_found_wherever_it_stands(candidate: str, parent: str) -> None:
@@ -201,6 +206,10 @@ def test_data_is_found_wherever_it_stands(candidate: str, parent: str) -> None:
         ("What is wrong?\n\nint n = 5;\nint m = n + 6;\nint k = 7;", "What is wrong?", "no data"),
         ("Write to <ann@example.org> about [topic], see [1] and {name}.", "Write a letter.", "no data"),
         ("Use it twice:\n```json\n[1, 2]\n```", "Use it:\n```json\n[1, 2]\n```", "no data"),
+        ("Rename `total` and `the - x` so that `month name` sorts, or `x - y > 3`.", "Rename it.", "no data"),
+        ("Explain `SELECT FROM WHERE` to a child, and `x = (`.", "Explain it.", "no data"),
+        ("Explain `select -a |` and `for x in -y`.", "Explain it.", "no data"),
+        ("Break the line with <br/> before each <hr />.", "Break the line.", "no data"),
         ("Sort this:\n[3, 1, ", "Sort a list.", "JSON"),
         ('Read it:\n{"a": [1, 2}\nThank you.', "Read it.", "JSON does not parse at its line 1"),
         ("Sum up <items><n>1</n><n>2</items>", "Sum up.", "XML"),
@@ -250,13 +259,16 @@ def test_no_file_and_no_entity_is_read(tmp_path: Path) -> None:
     for text in (
         f'<!DOCTYPE x [<!ENTITY a0 "ha">{laughs}]><x>&a9;</x>',
         f'<!DOCTYPE x [<!ENTITY a SYSTEM "file://{tmp_path}/secret">]><x>&a;</x>',
-        f'<!DOCTYPE x SYSTEM "file://{tmp_path}/secret"><x/>',
+        f'<!DOCTYPE x SYSTEM "file://{tmp_path}/secret" [<!ENTITY % a SYSTEM "file://{tmp_path}/secret"> %a;]><x/>',
     ):
         began = time.perf_counter()
         reason = check_added_input(f"Read it:\n```xml\n{text}\n```", parent="Read it.")
         assert reason is not None
         assert "DOCTYPE" in reason.evidence
         assert time.perf_counter() - began < 1
+    # What is only named is not opened: of this one it would not even be well-formed.
+    (tmp_path / "bad.dtd").write_text("<!ENTITY")
+    assert fault(f'<!DOCTYPE x SYSTEM "{tmp_path}/bad.dtd">\n<x/>', notation="xml") is None
 
 
 PIECES = (
