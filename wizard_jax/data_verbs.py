@@ -1,4 +1,4 @@
-"""The verbs that make data: evolve, answer, merge, show, export-data, and the simulated model to try them with."""
+"""The verbs that make data, from evolve to export-data, and the simulated model to try them with."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def add_data_verbs(add: Add, add_stage: Add, *, local: Callable[[str], Path]) ->
     evolve = add_stage("evolve", _evolve, "rewrite seed instructions into harder ones and answer them")
     evolve.add_argument("--preview", type=int, metavar="N", help="only the first N seeds, shown with their cost")
     evolve.add_argument("--shard", metavar="I/N", help="part I of N of the seeds, from 0; wizard merge joins them")
+    _add_evolve_beam(
+        add_stage("evolve-beam", _evolve_beam, "evolve as an Apache Beam pipeline, on more than one machine"),
+        local=local,
+    )
     add_stage("answer", _answer, "answer a data set again, with another model or in another style")
     merge = add("merge", _merge, "join the folders of wizard evolve --shard into one data set")
     merge.add_argument("shards", type=Path, nargs="+", metavar="FOLDER")
@@ -40,6 +44,17 @@ def add_data_verbs(add: Add, add_stage: Add, *, local: Callable[[str], Path]) ->
     export.add_argument("--out", type=local, required=True, help="the folder to write")
     _add_simulate_llm(
         add("simulate-llm", _simulate_llm, "serve the simulated model, to clients of OpenAI and of Gemini")
+    )
+
+
+def _add_evolve_beam(parser: argparse.ArgumentParser, *, local: Callable[[str], Path]) -> None:
+    parser.add_argument(
+        "--shards", type=int, required=True, metavar="N", help="parts of the seeds, with a journal each"
+    )
+    parser.add_argument("--work", type=local, required=True, help="a folder for the parts, on a disk of all workers")
+    parser.add_argument("--order", choices=("seeds", "shuffled"), default="seeds", help="of the records")
+    parser.add_argument(
+        "--beam", action="append", default=[], metavar="OPTION", help="of Beam, as in --beam=--runner=DataflowRunner"
     )
 
 
@@ -75,6 +90,32 @@ def _evolve(arguments: argparse.Namespace) -> None:
     say(_ending(summary, arguments.out))
 
 
+def _evolve_beam(arguments: argparse.Namespace) -> None:
+    import logging
+
+    from configs.loader import load
+    from data_gen.config import EvolveConfig
+    from wizard_jax.progress import say, show_progress
+
+    logging.disable(logging.WARNING)  # as it is imported, Beam warns of Google's libraries that it does not find
+    from data_gen.beam.pipeline import evolve_on_beam
+
+    logging.disable(logging.NOTSET)
+    config = load(EvolveConfig, [arguments.config], arguments.settings)
+    with show_progress("shards") as progress:
+        summary = evolve_on_beam(
+            config,
+            arguments.out,
+            work=arguments.work,
+            shards=arguments.shards,
+            options=arguments.beam,
+            order=arguments.order,
+            progress=progress,
+            say=say,
+        )
+    say(_ending(summary, arguments.out))
+
+
 def _shard_settings(shard: str | None) -> list[str]:
     """`--shard 1/4` as settings."""
     from configs.errors import UserError
@@ -90,13 +131,14 @@ def _shard_settings(shard: str | None) -> list[str]:
 def _show_preview(shown: Preview) -> None:
     """Every step of the lineages with its verdict and cost, and what the whole run would come to."""
     from data_gen.lineage_view import Found, print_lineage
+    from data_gen.llm.pricing import dollars
     from wizard_jax.progress import say
 
     for lineage, costs in zip(shown.lineages, shown.costs, strict=True):
         print_lineage(Found(lineage, costs, "finished"))
     spent = sum(cost.usd for by_round in shown.costs for cost in by_round.values())
     calls = sum(cost.calls for by_round in shown.costs for cost in by_round.values())
-    say(f"{len(shown.lineages)} of {shown.total:,} seeds took {calls:,} requests and ${spent:,.4f}; they are kept.")
+    say(f"{len(shown.lineages)} of {shown.total:,} seeds took {calls:,} requests and {dollars(spent)}; they are kept.")
     if shown.stopped:
         say(shown.stopped)
     if shown.forecast is None:
@@ -159,9 +201,11 @@ def _simulate_llm(arguments: argparse.Namespace) -> None:
 
 def _ending(summary: dict[str, object], out: Path) -> str:
     """One line on what came out."""
+    from data_gen.llm.pricing import dollars
+
     rules = summary["by_rule"]
     assert isinstance(rules, dict)
     most = f", most often by {max(rules, key=lambda rule: rules[rule])}" if rules else ""
     where, page = out / "dataset", out / "report.html"
-    spent = f" for ${summary['usd']:,.2f}" if summary.get("usd") else ""
+    spent = f" for {dollars(usd)}" if isinstance(usd := summary.get("usd"), float) and usd else ""
     return f"{summary['records']:,} records in {where}{spent}; {summary['rejected']:,} dropped{most}; see {page}"

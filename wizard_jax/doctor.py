@@ -26,8 +26,8 @@ PACKAGES = (
     "google-cloud-aiplatform",
 )
 
-EXTRAS = MappingProxyType({"tpu": "libtpu", "cuda": "jax_cuda12_plugin"})
-"""Extra, which is also the name of a JAX platform -> the module that shows that it is installed."""
+EXTRAS = MappingProxyType({"tpu": "libtpu", "cuda": "jax_cuda12_plugin", "beam": "apache_beam"})
+"""Extra -> the module that shows that it is installed. Those of devices are also names of JAX platforms."""
 
 Finding = tuple[str, str, str]
 

@@ -135,6 +135,7 @@ def _check(plan: _Plan, work: Path, out: Path) -> None:
             "measure: no judge is asked after a merge; set measure.difficulty_lineages = 0 and "
             "measure.contamination_verdict = 'retrieval'"
         )
+    _pipeline(plan)
     seeds = (config.seeds.path,) if isinstance(config.seeds, SeedFile) else ()
     relative = [path for path in (*seeds, *config.measure.contamination_files) if not Path(path).is_absolute()]
     if relative and _runner(plan.options) is None:
@@ -291,8 +292,15 @@ def _checked(
 
 def _run(plan: _Plan, build: Callable[[beam.Pipeline], object]) -> None:
     """Runs a pipeline to its end; whatever fails in it is raised here, as the runner tells it."""
-    with beam.Pipeline(runner=_runner(plan.options), options=PipelineOptions(list(plan.options))) as pipeline:
+    with _pipeline(plan) as pipeline:
         build(pipeline)
+
+
+def _pipeline(plan: _Plan) -> beam.Pipeline:
+    try:
+        return beam.Pipeline(runner=_runner(plan.options), options=PipelineOptions(list(plan.options)))
+    except (ImportError, ValueError) as error:  # a runner that is not installed; options that it lacks
+        raise BeamError(f"Beam's options {' '.join(plan.options)}: {error}") from error
 
 
 def _runner(options: Sequence[str]) -> FnApiRunner | None:
