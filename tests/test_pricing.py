@@ -13,7 +13,7 @@ import pytest
 
 from data_gen.config import Gemini, OpenAIBatch, OpenAICompatible, Price, Provider, Simulated, VertexBatch
 from data_gen.llm.chat import ChatReply
-from data_gen.llm.pricing import PriceError, Prices, prices_version
+from data_gen.llm.pricing import PriceError, Prices, dollars, prices_version
 
 FREE = Price(input=0.0, output=0.0)
 
@@ -130,7 +130,7 @@ def test_a_price_of_the_config_goes_before_any_list() -> None:
     ],
 )
 def test_an_unknown_price_is_refused_at_the_start_with_what_to_write(of: Provider) -> None:
-    with pytest.raises(PriceError, match=r"judge\.price\.input = 0\.1 .* 0 and 0 are right for a server of your own"):
+    with pytest.raises(PriceError, match=r"judge\.price\.input=0\.1 .* 0 and 0 are right for a server of your own"):
         Prices(of, setting="judge")
 
 
@@ -160,3 +160,18 @@ def test_the_list_of_prices_has_a_version() -> None:
 def test_prices_are_imported_only_by_those_who_use_them() -> None:
     program = "import sys, data_gen.llm.budget; sys.exit('genai_prices' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_small_amounts_are_shown_with_two_digits_that_count() -> None:
+    shown = {
+        0.0: "$0.00",
+        1e-9: "<$0.000001",
+        0.0000012: "$0.0000012",
+        0.0031: "$0.0031",
+        0.0999: "$0.100",
+        0.1: "$0.10",
+        1.005: "$1.00",
+        20_000.0: "$20,000.00",
+        1234567.891: "$1,234,567.89",
+    }
+    assert {usd: dollars(usd) for usd in shown} == shown

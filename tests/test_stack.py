@@ -52,9 +52,9 @@ def test_every_purpose_is_somebody_s() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"llm": replace(LLM, model="nobody-knows")}, r"nobody knows what nobody-knows costs.* llm\.price = @Price"),
-        ({"judge": replace(LLM, model="nobody-knows")}, r"judge\.price = @Price"),
-        ({"answerer": replace(LLM, model="nobody-knows")}, r"answerer\.price = @Price"),
+        ({"llm": replace(LLM, model="nobody-knows")}, r"nobody knows what nobody-knows costs.* llm\.price=@Price"),
+        ({"judge": replace(LLM, model="nobody-knows")}, r"judge\.price=@Price"),
+        ({"answerer": replace(LLM, model="nobody-knows")}, r"answerer\.price=@Price"),
         ({"judge": replace(LLM, api_key_env="NO_SUCH_KEY_IS_SET")}, "NO_SUCH_KEY_IS_SET"),
         ({"llm": replace(LLM, base_url="llm.example", price=Price(input=0.0, output=0.0))}, r"llm\.example"),
     ],

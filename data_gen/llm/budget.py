@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from data_gen.config import Budget
 from data_gen.llm.chat import Ambiguous, BudgetSpent, ChatModel, ChatReply, ChatRequest, NotSent, Permanent, Purpose
 from data_gen.llm.journal_file import Spent
-from data_gen.llm.pricing import Prices
+from data_gen.llm.pricing import Prices, dollars
 
 _BYTES_PER_TOKEN = 3  # of UTF-8; English has 4 to 5, and a guess should rather be high
 _TOKENS_PER_MESSAGE = 8
@@ -104,14 +104,6 @@ class Ledger:
         self.assumed = _sum(self.assumed, reserved)
         self._settle(reserved, cost=reserved)
 
-    def left(self) -> str:
-        """What is left of each limit, in words."""
-        limits = [
-            f"{_shown(max(0.0, limit.most - limit.of(self.spent)))} of {_shown(limit.most)} {limit.unit}"
-            for limit in self._limits()
-        ]
-        return ", ".join(limits) + " left" if limits else "no limit is set"
-
     def _settle(self, reserved: Spent, *, cost: Spent) -> None:
         self.reserved = _sum(self.reserved, reserved, sign=-1)
         if not self.reserved.calls:
@@ -140,20 +132,16 @@ class Ledger:
             self._waiting.popleft()
 
     def _limits(self) -> Iterator[_Limit]:
-        for name, unit in _UNITS.items():
-            most = getattr(self._budget, name)
+        for name, most in vars(self._budget).items():
             if most is not None:
-                yield _Limit(name, unit, most)
+                yield _Limit(name, most)
 
     def _refusal(self, limit: _Limit, *, likely: Spent) -> BudgetSpent:
         return BudgetSpent(
-            f"budget.{limit.name} = {_shown(limit.most)} has no room for another request: "
-            f"{_shown(limit.of(self.spent))} {limit.unit} are spent, and the next may take {_shown(limit.of(likely))}; "
+            f"budget.{limit.name} = {limit.most} has no room for another request: "
+            f"{limit.shown(limit.of(self.spent))} spent, and the next may take {limit.shown(limit.of(likely))}; "
             f"raise budget.{limit.name} and start the same command again to go on"
         )
-
-
-_UNITS = {"usd": "USD", "tokens": "tokens", "calls": "calls"}
 
 
 @dataclass(frozen=True)
@@ -161,7 +149,6 @@ class _Limit:
     """One limit of a budget."""
 
     name: str
-    unit: str
     most: float
 
     def of(self, spent: Spent) -> float:
@@ -169,6 +156,11 @@ class _Limit:
         if self.name == "tokens":
             return spent.input_tokens + spent.output_tokens
         return spent.usd if self.name == "usd" else spent.calls
+
+    def shown(self, amount: float) -> str:
+        if self.name == "usd":
+            return dollars(amount)
+        return f"{amount:,} {self.name if amount != 1 else self.name.removesuffix('s')}"
 
 
 class Charged:
@@ -224,7 +216,3 @@ def _sum(one: Spent, other: Spent, *, sign: int = 1) -> Spent:
         one.output_tokens + sign * other.output_tokens,
         one.usd + sign * other.usd,
     )
-
-
-def _shown(amount: float) -> str:
-    return f"{amount:,}" if isinstance(amount, int) else f"{amount:,.4g}"

@@ -6,6 +6,7 @@ price of a sum is not the sum of the prices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -120,9 +121,16 @@ class Prices:
         where = self._setting
         return PriceError(
             f"nobody knows what {model} costs ({prices_version()}), so no budget could hold: say it, in USD per "
-            f"million tokens, with {where}.price = @Price, {where}.price.input = 0.1 and {where}.price.output = 0.4; "
-            "0 and 0 are right for a server of your own"
+            f"million tokens, with {where}.price=@Price {where}.price.input=0.1 {where}.price.output=0.4 on the "
+            "command line, or as three lines of the config file; 0 and 0 are right for a server of your own"
         )
+
+
+def dollars(usd: float) -> str:
+    """An amount to show: with two digits after the point, or as many as it takes to show two that count."""
+    if not usd or usd >= 0.1:
+        return f"${usd:,.2f}"
+    return f"${usd:.{1 - math.floor(math.log10(usd))}f}" if usd >= 1e-6 else "<$0.000001"
 
 
 def _given(price: Price, *, input_tokens: int, output_tokens: int) -> float:
