@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,10 +38,11 @@ def test_without_a_terminal_lines_are_few(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.splitlines() == ["evolve 0/5,000"]
 
 
-def test_on_a_terminal_the_last_facts_stay() -> None:
+def on_a_terminal(program: str, *, columns: int, **variables: str) -> str:
+    """All that the program writes to a terminal of so many columns."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "160"}
-    child = subprocess.Popen([sys.executable, "-c", ON_A_TERMINAL], stdout=theirs, env=environment)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": str(columns), **variables}
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=theirs, env=environment)
     os.close(theirs)
     shown = b""
     try:
@@ -50,9 +52,39 @@ def test_on_a_terminal_the_last_facts_stay() -> None:
         pass
     os.close(ours)
     assert child.wait() == 0
-    text = shown.decode()
+    return shown.decode()
+
+
+def test_on_a_terminal_the_last_facts_stay() -> None:
+    text = on_a_terminal(ON_A_TERMINAL, columns=160)
     assert "4/4" in text
     assert "loss 1.235, trained tokens 12,345" in text
+
+
+@pytest.mark.parametrize("columns", [120, 80, 60, 40])
+def test_no_figure_is_cut_on_a_terminal_of_columns(columns: int) -> None:
+    facts: dict[str, int | str] = {
+        "records": 12_345,
+        "dropped": 1234,
+        "copied prompt": 210,
+        "unreadable reply": 62,
+        "asked": 44_123,
+        "from the journal": 1200,
+        "tokens/min": 1_234_567,
+        "429s": 12,
+        "spent": "$12.34",
+        "in all about": "$48.12 ($45.21 to $52.77)",
+    }
+    program = ON_A_TERMINAL.partition("    progress(")[0] + f"    progress(1, 4, {facts!r})\n"
+    text = on_a_terminal(program, columns=columns, NO_COLOR="1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", text), "NO_COLOR is heeded"
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    lines = [line.strip() for line in last.splitlines()]
+    assert "…" not in last
+    for name, value in facts.items():
+        figure = f"{value:,}" if isinstance(value, int) else value
+        assert any(name in line for line in lines), name
+        assert any(figure in line for line in lines), figure
 
 
 def test_a_table_without_a_terminal_is_as_wide_as_what_it_holds(capsys: pytest.CaptureFixture[str]) -> None:

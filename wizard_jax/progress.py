@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 10.0
 FACTS_ON_A_LINE = 6
+_GAP = 3
 
 
 class Progress(Protocol):
@@ -45,24 +46,30 @@ def show_progress(verb: str) -> Iterator[Progress]:
 
         def tell(done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
             bars.update(task, completed=done, total=total)
-            shown = Text(_text(facts)) if len(facts) <= FACTS_ON_A_LINE else _grid(facts)
+            shown = Text(_text(facts)) if len(facts) <= FACTS_ON_A_LINE else _grid(facts, width=live.console.width)
             live.update(Group(bars, shown))
 
         yield tell
 
 
-def _grid(facts: Mapping[str, int | str | float]) -> RenderableType:
-    """Names over figures, in rows as long as `FACTS_ON_A_LINE`."""
+def _grid(facts: Mapping[str, int | str | float], *, width: int) -> RenderableType:
+    """Names over figures, in rows of `FACTS_ON_A_LINE`, or as many as fit: a figure that is cut is another figure."""
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 3))
-    told = list(facts.items())
-    for first in range(0, len(told), FACTS_ON_A_LINE):
-        row = told[first : first + FACTS_ON_A_LINE]
-        grid.add_row(*(Text(name.replace("_", " "), style="dim") for name, _ in row))
-        grid.add_row(*(Text(_figure(value)) for _, value in row))
+    told = [(name.replace("_", " "), _figure(value)) for name, value in facts.items()]
+    columns = next((count for count in range(FACTS_ON_A_LINE, 1, -1) if _width(told, columns=count) <= width), 1)
+    grid = Table.grid(padding=(0, _GAP))
+    for first in range(0, len(told), columns):
+        row = told[first : first + columns]
+        grid.add_row(*(Text(name, style="dim") for name, _ in row))
+        grid.add_row(*(Text(figure) for _, figure in row))
     return grid
+
+
+def _width(told: Sequence[tuple[str, str]], *, columns: int) -> int:
+    """Characters in a row of the grid, with the gap behind its last column."""
+    return sum(max(len(text) for pair in told[at::columns] for text in pair) + _GAP for at in range(columns))
 
 
 class _Lines:
