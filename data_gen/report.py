@@ -141,7 +141,7 @@ def _first(
 def _rounds(counts: Counts) -> Html:
     from data_gen import plots
 
-    by_round = counts.by("round")
+    by_round = counts.tally.by("round", of="all")
     has_steps = any(sums.simulated for sums in counts.rounds.values())
     rows = []
     for (number,), rate in by_round.items():
@@ -172,7 +172,7 @@ def _rounds(counts: Counts) -> Html:
 def _operations(counts: Counts) -> Html:
     rows = [
         (operation, f"{rate.kept:,}", f"{rate.dropped.total():,}", bar(rate.kept / rate.tried))
-        for (operation,), rate in counts.by("operation").items()
+        for (operation,), rate in counts.tally.by("operation", of="all").items()
         if operation
     ]
     return table(("operation", "kept", "dropped", "share kept"), rows)
@@ -183,15 +183,15 @@ def _rules(counts: Counts) -> Html:
     if not rules:
         return element("p", "Nothing was eliminated.")
     meaning = [(rule, f"{whole.dropped[rule]:,}", _share(whole, rule), RULES.get(rule, "")) for rule in rules]
-    by_source = counts.by("source")
+    by_source = counts.tally.by("source", of="all")
     largest = sorted(by_source, key=lambda key: -by_source[key].tried)[:SOURCES_SHOWN]
-    cells = counts.by("operation", "round", "source")
+    cells = counts.tally.by("operation", "round", "source", of="all")
     parts: list[Content] = [
         table(("rule", "candidates", "of all", "what it means"), meaning),
         element("h3", "Rates by operation"),
-        _rates(("of operation",), counts.by("operation"), rules),
+        _rates(("of operation",), counts.tally.by("operation", of="all"), rules),
         element("h3", "Rates by round"),
-        _rates(("in round",), counts.by("round"), rules),
+        _rates(("in round",), counts.tally.by("round", of="all"), rules),
         element("h3", "Rates by source"),
         _rates(("from source",), {key: by_source[key] for key in largest}, rules),
     ]

@@ -12,10 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from data_gen.evolve import Lineage
-from data_gen.operations import OPERATIONS
 from data_gen.records import Record, Rejected
 from data_gen.tally import Rate, Tally
 from data_gen.word_counts import count_words
@@ -46,18 +44,10 @@ class Counts:
     """Of which there is at least one record: data sets are written lineage by lineage."""
     sample: tuple[Lineage, ...] = ()
 
-    def by(self, *columns: Literal["operation", "round", "source"]) -> dict[tuple[str | int, ...], Rate]:
-        """What became of the candidates, seeds among them, summed over all but these columns; by their order."""
-        order = {name: number for number, name in enumerate((*OPERATIONS, ""))}
-        summed: defaultdict[tuple[str | int, ...], Rate] = defaultdict(Rate)
-        for cell in sorted(self.tally.rates, key=lambda cell: (order.get(cell.operation, -1), cell)):
-            summed[tuple(getattr(cell, column) for column in columns)].add(self.tally.rates[cell])
-        return dict(summed) if "operation" in columns else dict(sorted(summed.items()))
-
     @property
     def whole(self) -> Rate:
-        """What became of all candidates."""
-        return self.by().get((), Rate())
+        """What became of all candidates, seeds among them."""
+        return self.tally.by(of="all").get((), Rate())
 
 
 def count(records: Iterable[Record], rejected: Iterable[Rejected], *, sampled: int) -> Counts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -88,14 +87,22 @@ class Tally:
         self.rules[rejected.rule] += 1
         self.rates[Cell(rejected.operation, rejected.round, rejected.source)].dropped[rejected.rule] += 1
 
-    def by(self, *names: Literal["operation", "round", "source"]) -> Mapping[tuple[str | int, ...], Rate]:
-        """The rates of rewrites (seeds are none) by some of operation, round and source, in order."""
+    def by(
+        self, *columns: Literal["operation", "round", "source"], of: Literal["rewrites", "all"] = "rewrites"
+    ) -> dict[tuple[str | int, ...], Rate]:
+        """The rates of rewrites, or of these and the seeds, by some of operation, round and source, in order."""
         order = {name: number for number, name in enumerate(OPERATIONS)}
+        cells = [cell for cell in self.rates if cell.operation or of == "all"]
+
+        def place(cell: Cell) -> tuple[Any, ...]:
+            """By the columns in their order: operations in their own, and seeds behind them."""
+            named = {**cell._asdict(), "operation": (not cell.operation, order.get(cell.operation, len(order)))}
+            return tuple(named[column] for column in columns)
+
         summed: defaultdict[tuple[str | int, ...], Rate] = defaultdict(Rate)
-        for cell in sorted(self.rates, key=lambda cell: (order.get(cell.operation, len(order)), cell)):
-            if cell.operation:
-                summed[tuple(getattr(cell, name) for name in names)].add(self.rates[cell])
-        return summed
+        for cell in sorted(sorted(cells), key=place):
+            summed[tuple(getattr(cell, column) for column in columns)].add(self.rates[cell])
+        return dict(summed)
 
     def summary(self) -> dict[str, Any]:
         tried = [name for name in OPERATIONS if self.accepted[name] + self.dropped[name]]

@@ -69,6 +69,9 @@ def test_rates_are_told_by_operation_round_and_source() -> None:
     deepening = tally.by("operation")["deepening",]
     assert (deepening.tried, deepening.kept, deepening.dropped) == (4, 2, {"no_gain": 2})
     assert tally.by("round")[1,].dropped == {"no_gain": 2, "invalid_input": 1}
+    assert list(tally.by("operation", of="all")) == [("deepening",), ("complicate_input",), ("",)]
+    assert list(tally.by("source", "round", of="all")) == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)]
+    assert tally.by(of="all")[()].tried == 7
     assert tally.summary()["rates"][0] == {
         "operation": "deepening",
         "round": 1,
