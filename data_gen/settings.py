@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from configs.errors import UserError
 from data_gen import shards
-from data_gen.config import WIRE_FAULTS, AnswerConfig, EvolveConfig, Measure, Pilot, Provider, Shard, Simulated
+from data_gen.config import WIRE_FAULTS, AnswerConfig, EvolveConfig, Pilot, Provider, Shard, Simulated
+from data_gen.measure.measure import asks_judge, check_measure
 from data_gen.operations import OPERATIONS
 from data_gen.sources import in_shard
 
@@ -18,14 +19,14 @@ class SettingsError(UserError):
 
 
 def check(config: EvolveConfig) -> None:
-    """Raises SettingsError (or ShardError, of the data set's name) for settings that no run could use."""
+    """Raises SettingsError (ShardError of the data set's name, MeasureError of measures) for what no run could use."""
     _check_operations(config.operations)
     shards.check_layout(name=config.name, records_per_shard=config.records_per_shard)
     _check_numbers(config)
     if config.rounds < 0 or config.open_lineages < 0:
         raise SettingsError(f"rounds = {config.rounds}, open_lineages = {config.open_lineages}: at least 0")
     _check_pilot(config)
-    _check_measure(config.measure)
+    check_measure(config.measure)
     for path in ("llm", "answerer", "judge"):
         if provider := getattr(config, path):
             _check_provider(provider, path=path)
@@ -35,10 +36,15 @@ def check(config: EvolveConfig) -> None:
 
 
 def check_answer(config: AnswerConfig) -> None:
-    """Raises SettingsError (or ShardError, of the data set's name) for settings by which nothing can be answered."""
+    """Raises SettingsError (or as `check`) for settings by which nothing can be answered."""
     shards.check_layout(name=config.name, records_per_shard=config.records_per_shard)
     _check_numbers(config)
-    _check_measure(config.measure)
+    check_measure(config.measure)
+    if asks_judge(config.measure):
+        raise SettingsError(
+            "measure.difficulty_lineages and contamination_verdict = 'model' need a judge, and nothing is judged where "
+            "only answers are new: leave them out"
+        )
     _check_provider(config.llm, path="llm")
     _check_rates(config, (config.llm,))
     if min(config.rounds, default=0) < 0:
@@ -150,18 +156,3 @@ def _check_rates(config: EvolveConfig | AnswerConfig, providers: Iterable[Provid
     for name in ("requests_per_minute", "tokens_per_minute"):
         if getattr(config, name) is not None:
             raise SettingsError(f"{name} has no effect: every request goes out in a batch job; leave it out")
-
-
-def _check_measure(measure: Measure) -> None:
-    for name in ("difficulty_lineages", "diversity_sample"):
-        if getattr(measure, name) < 0:
-            raise SettingsError(f"measure.{name} = {getattr(measure, name)}: at least 0, which measures nothing")
-    for name in ("duplicate_threshold", "contamination_similarity"):
-        if not 0 < getattr(measure, name) <= 1:
-            raise SettingsError(f"measure.{name} = {getattr(measure, name)}: above 0 and at most 1")
-    if measure.contamination_ngram < 1:
-        raise SettingsError(f"measure.contamination_ngram = {measure.contamination_ngram}: at least 1 word")
-    usual = Measure()
-    for name in ("contamination", "contamination_ngram", "contamination_similarity", "contamination_verdict"):
-        if not measure.contamination_files and getattr(measure, name) != getattr(usual, name):
-            raise SettingsError(f"measure.{name} has no effect: name test sets in measure.contamination_files")

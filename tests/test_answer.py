@@ -142,7 +142,7 @@ except Interrupted as stopped:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_or_killed_it_goes_on_to_the_same_bytes(number: int, evolved: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     answer(config(evolved), tmp_path / "whole", progress=quiet)

@@ -121,16 +121,22 @@ def test_concurrency_changes_neither_the_plan_nor_a_byte(concurrency: int, whole
     assert files(tmp_path / "out") == files(whole)
 
 
-def test_killed_in_a_pilot_in_its_ranking_and_after_it_a_run_settles_the_same(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "killed_in", [("its ranking",), pytest.param(("the pilot", "its ranking", "what follows"), marks=pytest.mark.slow)]
+)
+def test_killed_in_a_pilot_in_its_ranking_or_after_it_a_run_settles_the_same(
+    killed_in: tuple[str, ...], whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    in_pilot = asked(whole, below=LINEAGES) - asked(whole, purpose="rank")
-    ranked = in_pilot + asked(whole, purpose="rank")
+    ranks = asked(whole, purpose="rank")
+    pilot = asked(whole, below=LINEAGES) - ranks
+    moments = {"the pilot": pilot // 2, "its ranking": pilot + 5, "what follows": pilot + ranks + 20}
     with serving(FAULTS, latency_seconds=0.005) as server:
         config = replace(BANDIT, llm=over_http(server).llm, concurrency=8)
-        for moment in (in_pilot // 2, in_pilot + 5, ranked + 20):
-            assert stop_after(server, moment, child(config, out), signal.SIGKILL) == -signal.SIGKILL
+        for moment in killed_in:
+            assert stop_after(server, moments[moment], child(config, out), signal.SIGKILL) == -signal.SIGKILL
         generate(config, out, progress=quiet)
-        assert server.requests <= replies(whole) + 3 * 8
+        assert server.requests <= replies(whole) + len(killed_in) * 8
     assert plan_of(out) == plan_of(whole)
     assert files(out) == files(whole)
 

@@ -76,8 +76,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"measure": Measure(duplicate_threshold=0.0)}, r"measure\.duplicate_threshold = 0\.0"),
     ({"measure": Measure(contamination_similarity=1.5)}, r"measure\.contamination_similarity = 1\.5"),
     ({"measure": Measure(contamination_ngram=0)}, r"measure\.contamination_ngram = 0"),
-    ({"measure": Measure(contamination="drop")}, r"measure\.contamination has no effect: name test sets"),
-    ({"measure": Measure(contamination_verdict="model")}, r"measure\.contamination_verdict has no effect"),
+    ({"measure": Measure(contamination="drop")}, r"measure\.contamination_files is empty"),
+    ({"measure": Measure(contamination_files=("no/such/file.jsonl",))}, r"no/such/file\.jsonl"),
     ({"llm": Simulated(faults=Faults(rate_limited=0.1))}, r"llm\.faults\.rate_limited has no effect"),
     ({"answerer": Simulated(faults=Faults(dropped=0.1))}, r"answerer\.faults\.dropped has no effect"),
     ({"judge": Simulated(faults=Faults(malformed=0.1))}, r"judge\.faults\.malformed has no effect"),
@@ -116,7 +116,7 @@ def test_what_no_run_could_use_is_refused_and_nothing_is_made(
         {"stop": "lineage", "pilot": Pilot(margin=0.5), "shard": Shard(index=0, count=2)},
         {"llm": HOSTED, "mixture": Mixture(models=("a", "b"), weights=(1.0, 2.0))},
         {"llm": JOBS, "judge": HOSTED, "requests_per_minute": 60.0},
-        {"measure": Measure(contamination_files=("test.jsonl",), contamination="drop", contamination_ngram=8)},
+        {"measure": Measure(difficulty_lineages=10)},
     ],
 )
 def test_what_a_run_can_use_is_not_refused(changes: dict[str, Any]) -> None:
@@ -134,6 +134,7 @@ def test_what_a_run_can_use_is_not_refused(changes: dict[str, Any]) -> None:
         ({"llm": replace(HOSTED, timeout_seconds=0.0)}, r"llm\.timeout_seconds = 0\.0"),
         ({"llm": JOBS, "tokens_per_minute": 60.0}, r"tokens_per_minute has no effect"),
         ({"measure": Measure(diversity_sample=-1)}, r"measure\.diversity_sample = -1"),
+        ({"measure": Measure(difficulty_lineages=5)}, r"measure\.difficulty_lineages .* need a judge"),
         ({"llm": Simulated(faults=Faults(slow=0.1))}, r"llm\.faults\.slow has no effect"),
     ],
 )
