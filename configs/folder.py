@@ -162,12 +162,23 @@ def write_atomically(path: Path, text: str) -> None:
 def replacing(path: Path) -> Iterator[TextIO]:
     """A text file to be written bit by bit, which takes its place, as in `write_atomically`, at the end."""
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", newline="\n") as file:
+    with naming(path), open(partial, "w", encoding="utf-8", newline="\n") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
     fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What is written here is `path`: Python's error of a write that a full disk refuses does not say of which file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def fsync_folder(path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Literal, get_args
 import google_crc32c
 
 from configs.errors import UserError
+from configs.folder import naming
 
 FileFormat = Literal["tfrecord", "array_record"]
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
@@ -52,14 +53,14 @@ def open_shard(file: pathlib.Path, *, file_format: FileFormat) -> Iterator[Calla
             with _told_as_user_error(file):
                 writer.close()
     else:
-        with file.open("wb") as stream:
+        with naming(file), file.open("wb") as stream:
 
             def write(data: bytes) -> None:
                 head = struct.pack("<Q", len(data))
                 stream.write(b"".join((head, _masked_crc(head), data, _masked_crc(data))))
 
             yield write
-    with file.open("rb") as written:
+    with naming(file), file.open("rb") as written:
         os.fsync(written.fileno())
 
 

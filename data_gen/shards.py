@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from configs.folder import fsync_folder
+from configs.folder import fsync_folder, naming
 from data_gen import examples
 from data_gen.records import Record
 from data_gen.shard_files import (
@@ -147,7 +147,8 @@ def finish_folder(
 ) -> Manifest:
     """Make a data set of a folder that holds all shards: what TFDS reads, and the manifest, which is written last."""
     shards = tuple(shards)
-    _write_metadata(folder, name=name, file_format=file_format, shards=shards, description=description)
+    with naming(folder):
+        _write_metadata(folder, name=name, file_format=file_format, shards=shards, description=description)
     manifest = Manifest(
         name=name,
         file_format=file_format,
@@ -155,9 +156,10 @@ def finish_folder(
         shards=shards,
         metadata=tuple(_describe(folder / file) for file in _METADATA),
     )
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    with naming(folder / MANIFEST):
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     for file in (*_METADATA, MANIFEST):
-        with (folder / file).open("rb") as stream:
+        with naming(folder / file), (folder / file).open("rb") as stream:
             os.fsync(stream.fileno())
     return manifest
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,13 +96,36 @@ class Parent:
         child = self.start(arguments, environment=environment, most_file_bytes=most_file_bytes)
         return child.wait(), child.output
 
+    def seen(self, path: Path) -> Path:
+        """A path as these processes see it."""
+        return Path(f"/proc/{self.process.pid}/root{path}")
+
+    def resize(self, disk: Path, *, kilobytes: int) -> None:
+        """Makes the file system `disk` hold so much."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"disk": str(disk), "kilobytes": kilobytes}) + "\n")
+        self.process.stdin.flush()
+        assert _told("resized", self.process.stdout) == kilobytes
+
+
+_ON_A_DISK = 'mount -t tmpfs -o size=1m none "$1" && shift && exec "$@"'
+
+
+def can_have_a_disk(folder: Path) -> bool:
+    """Whether a process may mount a file system of its own here, seen by nobody else."""
+    command = ["unshare", "-Urm", "sh", "-c", _ON_A_DISK, "sh", folder, "true"]
+    return shutil.which("unshare") is not None and not subprocess.run(command, capture_output=True).returncode
+
 
 @contextlib.contextmanager
-def parent_of_wizards(folder: Path) -> Iterator[Parent]:
-    """The process that starts the others."""
+def parent_of_wizards(folder: Path, *, disk: Path | None = None) -> Iterator[Parent]:
+    """The process that starts the others; with `disk`, on that folder lies a small file system that only they see."""
     root = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, __file__]
+    if disk is not None:
+        command = ["unshare", "-Urm", "sh", "-c", _ON_A_DISK, "sh", str(disk), *command]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, cwd=root, env=environment, **pipes)
     try:
@@ -170,6 +194,11 @@ def _start_what_is_asked() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
+        if "disk" in order:
+            size = order["kilobytes"]
+            subprocess.run(["mount", "-o", f"remount,size={size}k", order["disk"]], check=True)
+            print("resized", size, flush=True)
+            continue
         pid = os.fork()
         if not pid:
             os._exit(_become(order, main))

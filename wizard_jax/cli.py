@@ -22,7 +22,8 @@ DESCRIPTION = "WizardLM on JAX: evolve instructions, train a LLaMA on them, expo
 
 STAGES = ("evolve", "answer", "train", "eval")
 
-_PLACES_TO_MEND = (errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EISDIR, errno.ENOTDIR)
+_PLACES_TO_MEND = (errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)
+_PLACES_TO_MEND += (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _PLACES_TO_MEND:
             raise
-        print(f"wizard: {error.filename or 'a file'}: {error.strerror}; mend that, or write elsewhere", file=sys.stderr)
+        mend = "mend that and start the same command again, or write elsewhere"
+        print(f"wizard: {error.filename or 'a file'}: {error.strerror}; {mend}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("wizard: stopped at once: run the same command to go on", file=sys.stderr)
