@@ -190,6 +190,7 @@ def test_what_no_pipeline_could_do_is_refused_before_anything_is_sent(tmp_path: 
     refused(replace(CONFIG, choice="bandit"), "pilot of its own")
     refused(replace(CONFIG, measure=Measure(difficulty_lineages=5)), "no judge is asked")
     refused(replace(CONFIG, seeds=SeedFile(path="tasks.jsonl")), "absolute path", options=dataflow)
+    refused(CONFIG, r"apache_beam\[gcp\]|apache-beam\[gcp\]|project", options=dataflow)
     refused(replace(CONFIG, seeds=SimulatedSeeds(count=2)), "make fewer parts")
     assert not list(tmp_path.rglob("journal.sqlite"))
 

@@ -135,11 +135,11 @@ def _check(plan: _Plan, work: Path, out: Path) -> None:
             "measure: no judge is asked after a merge; set measure.difficulty_lineages = 0 and "
             "measure.contamination_verdict = 'retrieval'"
         )
-    _pipeline(plan)
     seeds = (config.seeds.path,) if isinstance(config.seeds, SeedFile) else ()
     relative = [path for path in (*seeds, *config.measure.contamination_files) if not Path(path).is_absolute()]
     if relative and _runner(plan.options) is None:
         raise BeamError(f"{relative[0]} means another file on every worker: write an absolute path")
+    _pipeline(plan)
 
 
 def _tell_of_seeds(config: EvolveConfig, *, say: Callable[[str], None]) -> None:
