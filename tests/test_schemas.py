@@ -26,6 +26,14 @@ ROWS: dict[str, tuple[dict[str, Any], list[Said]]] = {
         {"instruction": "Name a prime.", "input": "", "output": "7"},
         [[("user", "Name a prime."), ("assistant", "7")]],
     ),
+    "conversations with the names of messages": (
+        {"conversations": [{"role": "user", "content": "Hi."}, {"role": "model", "content": "Hello."}]},
+        [[("user", "Hi."), ("assistant", "Hello.")]],
+    ),
+    "messages with the names of ShareGPT": (
+        {"messages": [{"from": "human", "value": "Hi.", "role": None}, {"from": "gpt", "value": "Hello."}]},
+        [[("user", "Hi."), ("assistant", "Hello.")]],
+    ),
     "alpaca without an answer": ({"instruction": "Name a prime.", "output": ""}, [[("user", "Name a prime.")]]),
     "wizardlm 70k and evol-codealpaca": (
         {"instruction": "Write a loop.", "output": "for x in y: ..."},

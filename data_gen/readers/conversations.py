@@ -19,6 +19,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "assistant": "assistant",
         "bard": "assistant",
         "bing": "assistant",
+        "model": "assistant",  # as Gemini and Gemma call themselves
         "system": "system",
     }
 )

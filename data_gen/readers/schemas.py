@@ -142,11 +142,21 @@ def _each(reader: Reader, row: Mapping[str, Any]) -> Iterator[Conversation]:
 # --- conversations
 
 
+_NAMES_IN_TURNS = (("from", "value"), ("role", "content"))
+
+
 def _from_turns(key: str, who: str, said: str) -> Reader:
-    """Reads the turns under `key`, which name the speaker under `who` and the text under `said`."""
+    """Reads the turns under `key`, which name the speaker under `who` and the text under `said`.
+
+    Either list is also found in the wild with the names of the other.
+    """
+
+    def turn_of(turn: Mapping[str, Any]) -> Turn:
+        speaker, text = next((names for names in _NAMES_IN_TURNS if turn.get(names[0]) is not None), (who, said))
+        return Turn(role_of(turn.get(speaker), key=speaker), text_of(turn, text))
 
     def read(row: Mapping[str, Any]) -> Iterator[Conversation]:
-        turns = [Turn(role_of(turn.get(who), key=who), text_of(turn, said)) for turn in _objects(row, key)]
+        turns = [turn_of(turn) for turn in _objects(row, key)]
         if turns and turns[0].role != "system" and (system := _first(row, _SYSTEM_KEYS)):
             turns.insert(0, Turn("system", system))
         yield conversation(turns)
