@@ -22,8 +22,10 @@ DESCRIPTION = "WizardLM on JAX: evolve instructions, train a LLaMA on them, expo
 
 STAGES = ("evolve", "answer", "train", "eval")
 
-_PLACES_TO_MEND = (errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)
-_PLACES_TO_MEND += (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_PLACES_TO_MEND = frozenset(
+    (errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)
+    + (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
