@@ -26,7 +26,7 @@ from data_gen.llm.gemini import GeminiChat
 from data_gen.llm.journal import Journal
 from data_gen.llm.server import SimulatedServer, gemini_wire, vertex_batches
 from data_gen.llm.server.batch_faults import BatchFaults, BatchTrouble
-from data_gen.llm.server.http import Route
+from data_gen.llm.server.http import HttpAnswer, HttpRequest, Refused, Route
 from data_gen.llm.server.service import Service
 from data_gen.llm.server.vertex_batches import VertexBatches
 from data_gen.llm.simulated import NAME
@@ -259,6 +259,40 @@ def test_calls_that_fail_are_classed() -> None:
             async with VertexBatchService(replace(nobody, base_url=address)) as service:
                 with pytest.raises(Ambiguous):
                     await service.find("label")
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(403, "does not have storage.objects.create access"), (404, "bucket does not exist")]
+)
+def test_a_bucket_that_can_not_be_written_to_stops_the_run_with_what_to_do(
+    tmp_path: Path, status: int, told: str
+) -> None:
+    async def refuse(_: HttpRequest) -> HttpAnswer:
+        raise Refused(status, told)
+
+    def closed(_: Service) -> tuple[Route, ...]:
+        return (
+            Route(
+                "POST", "/upload/storage/v1/b/{bucket}/o", refuse, refusal=gemini_wire.refusal, most_body_bytes=2**20
+            ),
+        )
+
+    async def body() -> None:
+        formats = (closed, vertex_batches.routes)
+        async with SimulatedServer(Simulated(), latency_seconds=0.0, formats=formats) as server:
+            config = Gemini(model=NAME, base_url=server.address, project="p", location="us-central1", batch=BATCH)
+            async with VertexBatchService(config) as service:
+                with (tmp_path / "lines").open("w+b") as lines:
+                    lines.write(service.line(asking(0), key="digest").text)
+                    with pytest.raises(Permanent) as caught:
+                        await service.submit("label", model=NAME, lines=lines)
+                assert caught.value.scope == "run"
+                assert "llm.batch.bucket: gs://my-bucket can not be written to; create it" in str(caught.value)
+                assert told in str(caught.value)
+                assert await service.find("label") is None
+            await asyncio.sleep(0.05)
 
     run(body())
 

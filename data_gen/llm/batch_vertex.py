@@ -102,7 +102,14 @@ class VertexBatchService:
         return await self._called(look)
 
     async def submit(self, label: str, *, model: str, lines: BinaryIO) -> str:
-        await self._called(lambda: self._upload(label, lines))
+        try:
+            await self._called(lambda: self._upload(label, lines))
+        except Permanent as error:
+            raise Permanent(
+                f"llm.batch.bucket: gs://{self._bucket} can not be written to; create it, or let these credentials "
+                f"read and write its objects ({error})",
+                scope="run",
+            ) from error
         job = {
             "display_name": f"wizard-{label}",
             "model": model if "/" in model else f"publishers/google/models/{model}",
