@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 FACTS_ON_A_LINE = 6
 _GAP = 3
+_LONGEST_FIGURE = 40  # what is longer is a sentence, and stands below the figures
 
 
 class Progress(Protocol):
@@ -54,17 +55,20 @@ def show_progress(verb: str) -> Iterator[Progress]:
 
 def _grid(facts: Mapping[str, int | str | float], *, width: int) -> RenderableType:
     """Names over figures, in rows of `FACTS_ON_A_LINE`, or as many as fit: a figure that is cut is another figure."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    told = [(name.replace("_", " "), _figure(value)) for name, value in facts.items()]
+    named = [(name.replace("_", " "), _figure(value)) for name, value in facts.items()]
+    told = [(name, text) for name, text in named if len(text) <= _LONGEST_FIGURE]
     columns = next((count for count in range(FACTS_ON_A_LINE, 1, -1) if _width(told, columns=count) <= width), 1)
     grid = Table.grid(padding=(0, _GAP))
     for first in range(0, len(told), columns):
         row = told[first : first + columns]
         grid.add_row(*(Text(name, style="dim") for name, _ in row))
         grid.add_row(*(Text(figure) for _, figure in row))
-    return grid
+    sentences = (Text(f"{name}: {text}") for name, text in named if len(text) > _LONGEST_FIGURE)
+    return Group(grid, *sentences)
 
 
 def _width(told: Sequence[tuple[str, str]], *, columns: int) -> int:
