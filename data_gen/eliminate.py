@@ -65,7 +65,7 @@ _REFUSAL_OPENING = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 
-_VERDICT_OPENING = re.compile(r"\W*(?:not[\s-]+equal\b|(?P<equal>equal)(?=\s*(?:$|[^\w\s]|\n)))", re.IGNORECASE)
+_VERDICT_OPENING = re.compile(r"\W*(?:not[\s-]*equal\b|(?P<equal>equal)(?=\s*(?:$|[^\w\s]|\n)))", re.IGNORECASE)
 _NOT_EQUAL = re.compile(r"(?:\bnot|n['’]t)(?:\s+\w+)?[\s-]+equal\b", re.IGNORECASE)
 _DENIAL = re.compile(r"\b(?:not|neither|hardly)\b|n['’]t\b", re.IGNORECASE)
 
@@ -104,7 +104,7 @@ def changed_meaning(verdict: str) -> Reason | None:
 
 def _is_equal(verdict: str) -> bool | None:
     """What the judge says; None where it says neither or both."""
-    said = verdict.replace("_", " ")
+    said = framing.without_thoughts(verdict).replace("_", " ")
     opening = _VERDICT_OPENING.match(said)
     if opening is not None:
         return opening["equal"] is not None

@@ -36,6 +36,15 @@ def framed(wording: str, **texts: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda slot: slots.get(slot[1], slot[0]), wording)
 
 
+_THOUGHTS = re.compile(r"\s*<think(?:ing)?>.*?</think(?:ing)?>\s*", re.DOTALL)
+
+
+def without_thoughts(reply: str) -> str:
+    """A reply without the thoughts before it (<think>...</think>), which some servers of open models leave in."""
+    thoughts = _THOUGHTS.match(reply)
+    return reply[thoughts.end() :] if thoughts else reply
+
+
 def numbered(texts: Sequence[str]) -> str:
     """Texts one after another, each under its number and between fences: "[1]\\n=====\\nText\\n=====" and so on."""
     line = fence(texts)

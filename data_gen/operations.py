@@ -42,11 +42,11 @@ class Operation:
     def parse(self, reply: str) -> str:
         """The rewritten instruction in a reply; empty where there is none.
 
-        Strips what models put around it against the prompt's wish: a label, quotation marks, a code fence.
+        Strips what models put around it against the prompt's wish: thoughts, a label, quotation marks, a code fence.
         """
         before, text = None, reply.strip()
         while text != before:
-            before, text = text, _unwrapped(text)
+            before, text = text, _unwrapped(framing.without_thoughts(text))
         return text if re.search(r"\w", text) else ""
 
 
@@ -118,11 +118,15 @@ def recognise(prompt: str) -> Recognised | None:
 
 
 _LABEL = re.compile(
-    r"""(?: here(?:\ is|'s|’s)\ [^\n:]{0,60} (?:instruction|prompt|task)
-        |   [#*\[\s]* (?:rewritten|reworded|harder|easier|fresh|new|created|evolved) [ ]
-            (?:instruction|prompt|task) [\]#*\s]*
-        ) : [*\s]*
-    |   \[ (?:harder|easier|fresh|reworded) [ ] instruction \] \s* \n""",
+    r"""(?: (?:sure|certainly|of\ course|absolutely|okay|ok) [!.,]* \s+ )?
+        (?: (?: here(?:\ is|'s|’s|\ you\ go) [^\n:]{0,60}
+                (?:instruction|prompt|task|(?:rewritten|reworded|harder|easier|simpler)\ version)
+            |   [#*\[\s]* (?:rewritten|reworded|harder|easier|simpler|fresh|new|created|evolved) [ ]
+                (?:instruction|prompt|task|version) [\]#*\s]*
+            ) : [*\s]*
+        |   [#*\s]* \[? (?:harder|easier|fresh|reworded) [ ] instruction \]? [*]* \s* \n
+        )
+    |   (?:sure|certainly|of\ course|absolutely) [!.]+ [ ]* \n\s*""",
     re.VERBOSE | re.IGNORECASE,
 )
 _FENCE = re.compile(r"(?P<ticks>`{3,})(?:text|txt|markdown|md|plaintext)?[ ]*\n(?P<body>.*)\n(?P=ticks)", re.DOTALL)

@@ -255,6 +255,7 @@ def test_the_verdicts_prompt_gives_both_texts_back_whatever_they_hold(first: str
         ("'Same'", "same"),
         ("", None),
         ("Same or Different", None),
+        ("<think>Different?</think>Same", "same"),
         ("Not the same", None),
         ("They are the same.", None),
         ("Sameness", None),

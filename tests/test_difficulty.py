@@ -90,6 +90,7 @@ def test_no_instruction_can_end_its_own_frame() -> None:
         ("Difficulty = 4 out of 10.", 4),
         ("7.0", 7),
         ("7.", 7),
+        ("<think>Not 3.</think>\n7", 7),
     ],
 )
 def test_a_score_is_read(reply: str, score: int) -> None:

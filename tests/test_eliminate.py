@@ -21,6 +21,7 @@ from data_gen.operations import OPERATIONS, Operation, equal_prompt, recognise
         "Equal because both ask for a prime.",
         "The two are equal",
         "Verdict: Equal",
+        "<think>Not equal at first sight.</think>Equal",
     ],
 )
 def test_rule_1_drops_what_the_judge_finds_equal(verdict: str) -> None:
@@ -44,6 +45,8 @@ def test_rule_1_drops_what_the_judge_finds_equal(verdict: str) -> None:
         "These aren't equal.",
         "The two instructions are not really equal.",
         "Verdict: Not Equal",
+        "NotEqual",
+        "<think>Are they equal?</think>\nNot Equal",
     ],
 )
 def test_rule_1_passes_what_the_judge_finds_not_equal(verdict: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import UserError
-from data_gen.framing import framed, template, unframed
+from data_gen.framing import framed, template, unframed, without_thoughts
 from data_gen.llm.chat import RequestKey
 from data_gen.measure import retrieval
 from data_gen.measure.asking import Judge, ask, quoted, together
@@ -201,7 +201,7 @@ _VERDICT = re.compile(r"(?:verdict|answer)?[\s:*_]*(?P<said>same|different)[\s.*
 
 def parse_verdict(reply: str) -> Literal["same", "different"] | None:
     """The verdict in a reply, which must hold nothing else but a label; None where it can not be read."""
-    matched = _VERDICT.fullmatch(reply.strip().strip("\"'`*_"))
+    matched = _VERDICT.fullmatch(without_thoughts(reply).strip().strip("\"'`*_"))
     if matched is None:
         return None
     return "same" if matched["said"].lower() == "same" else "different"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_gen.framing import framed, numbered, template, unframed, unnumbered
+from data_gen.framing import framed, numbered, template, unframed, unnumbered, without_thoughts
 from data_gen.llm.chat import RequestKey
 from data_gen.measure.asking import Judge, ask, keyed_number, quoted, together
 from data_gen.measure.estimates import Estimate, bootstrap, mean_of
@@ -70,13 +70,14 @@ _MARKDOWN = str.maketrans("", "", "*_`#")
 
 def parse_score(reply: str) -> int | None:
     """The score in a reply, which must hold nothing else but a label; None where it can not be read."""
-    matched = _SCORE.fullmatch(reply.translate(_MARKDOWN).strip())
+    matched = _SCORE.fullmatch(without_thoughts(reply).translate(_MARKDOWN).strip())
     return int(matched["score"]) if matched else None
 
 
 def parse_ranking(reply: str, count: int) -> tuple[float, ...] | None:
     """The `count` scores in a reply, in the order shown; None unless it has one line for each, and no other."""
-    lines = [_LINE.fullmatch(line.strip()) for line in reply.translate(_MARKDOWN).splitlines() if line.strip()]
+    said = without_thoughts(reply).translate(_MARKDOWN)
+    lines = [_LINE.fullmatch(line.strip()) for line in said.splitlines() if line.strip()]
     scores = {int(line["number"]): float(line["score"]) for line in lines if line}
     if None in lines or len(lines) != count or sorted(scores) != list(range(1, count + 1)):
         return None
