@@ -65,10 +65,11 @@ async def write_run(
     Raises:
       FinishError: not one record survived.
       BudgetReached: not one was made before the budget was spent.
+      RunError, Interrupted: the judge can not be used; a signal came while it was asked.
     """
     judge = judge_of(config, run.answering()) if isinstance(config, EvolveConfig) else None
     try:
-        return await write(config, out, made=made_by(run, facts=facts), judge=judge)
+        return await run.one(write(config, out, made=made_by(run, facts=facts), judge=judge))
     except FinishError as nothing:
         if run.budget_spent:
             raise BudgetReached(f"{run.budget_spent}. No record was made yet; what was answered is saved") from nothing

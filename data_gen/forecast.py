@@ -53,6 +53,8 @@ class Forecast:
 
     lineages: int = 0
     mean: float = 0.0
+    _before: int = 0
+    _before_usd: float = 0.0
     _squares: float = field(default=0.0, repr=False)
     _begun: OrderedDict[int, float | None] = field(default_factory=OrderedDict, repr=False)
     """What those cost that wait for one begun before; None while they are under way."""
@@ -75,6 +77,12 @@ class Forecast:
             self._begun.popitem(last=False)
             self.add(first)
 
+    def begin_anew(self) -> None:
+        """Lineages cost something else from here on: those finished so far stay in the sum, and say no more."""
+        self._before += self.lineages
+        self._before_usd += self.lineages * self.mean
+        self.lineages, self.mean, self._squares = 0, 0.0, 0.0
+
     def add(self, usd: float) -> None:
         """One more finished lineage (Welford's update)."""
         self.lineages += 1
@@ -92,9 +100,9 @@ class Forecast:
         """
         if self.lineages < LEAST_LINEAGES:
             return None
-        remaining = max(lineages - self.lineages, 0)
+        remaining = max(lineages - self._before - self.lineages, 0)
         variance = self._squares / (self.lineages - 1)
-        middle = beside + (self.lineages + remaining) * self.mean
+        middle = beside + self._before_usd + (self.lineages + remaining) * self.mean
         # What the remaining ones come to, and how well their mean is known.
         deviation = math.sqrt(remaining * variance + remaining**2 * variance / self.lineages)
         spread = math.sqrt(math.log1p((deviation / middle) ** 2)) if middle else 0.0

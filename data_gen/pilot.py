@@ -43,6 +43,8 @@ async def settled(run: Run, work: Work, *, config: EvolveConfig) -> Work:
         await run.journal.commit(partial(journal_file.save_decision, name=PLAN, payload=plan.to_json()))
     paid = run.journal.read(journal_file.spent_by_purpose)
     run.beside_usd = sum(spent.usd for (_, purpose), spent in paid.items() if purpose == "rank")
+    if plan.rounds < config.rounds:
+        run.forecast_anew()
     return by_plan(work, plan, config=config)
 
 

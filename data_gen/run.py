@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Itera
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from time import monotonic
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from configs.errors import UserError
 from configs.interrupt import Interrupted, StopFlag
@@ -25,6 +25,8 @@ from data_gen.llm.chat import Ambiguous, BudgetSpent, ChatModel, ChatReply, Chat
 from data_gen.llm.journal import Journal
 from data_gen.llm.stack import Stack
 from data_gen.records import Record, Rejected
+
+T = TypeVar("T")
 
 BUDGET_SPENT = 3
 """The exit code of a run that its budget ended."""
@@ -120,6 +122,10 @@ class Run:
     def in_all(self) -> Interval | None:
         """What the whole run will have cost; None while too little is finished to say."""
         return self._forecast.total(self.total, beside=self.beside_usd, spent=self.journal.spent.usd)
+
+    def forecast_anew(self) -> None:
+        """To be called where pieces cost something else from here on."""
+        self._forecast.begin_anew()
 
     @contextlib.asynccontextmanager
     async def going_on(self) -> AsyncGenerator[None, None]:
@@ -240,6 +246,16 @@ class Run:
         if failed is not None:
             raise failed
         self.stop.raise_if_set()
+
+    async def one(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the work comes to; errors and signals as in `all`."""
+        results: list[T] = []
+
+        async def keep() -> None:
+            results.append(await work)
+
+        await self.all([keep()])
+        return results[0]
 
     def gave_up(self) -> int:
         """One more request gave up; how many did so with no reply between. What the journal knew is no reply."""

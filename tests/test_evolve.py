@@ -11,7 +11,7 @@ import pytest
 
 from data_gen import operations, world
 from data_gen.choice import Plan
-from data_gen.config import EvolveConfig, OpenAICompatible, Simulated, SimulatedSeeds
+from data_gen.config import EvolveConfig, OpenAICompatible, Pilot, Simulated, SimulatedSeeds
 from data_gen.evolve import Lineage, drawn_operation, evolve_lineage
 from data_gen.llm.chat import (
     Ambiguous,
@@ -300,3 +300,79 @@ def test_a_lineage_comes_back_from_its_text_as_it_was() -> None:
     assert lineage.records
     assert lineage.rejected
     assert Lineage.from_json(lineage.to_json()) == lineage
+
+
+# --- what is new beside the published method
+
+
+def test_a_record_says_who_wrote_it_how_likely_its_operation_was_and_how_many_words_it_adds() -> None:
+    first, *others = evolved(model=Scripted()).records
+    assert (first.evolver, first.propensity, first.words_added) == ("", 0.0, 0)
+    for record in others:
+        assert (record.evolver, record.propensity, record.words_added) == ("scripted-1", 0.166667, 4)
+
+
+def test_data_that_was_to_be_added_and_is_none_is_dropped_before_anybody_judges_it() -> None:
+    rules = (*PUBLISHED_RULES, "invalid_input")
+    model = Scripted()
+    lineage = evolved(model=model, rounds=1, operations=("complicate_input",), eliminate=rules)
+    assert [one.rule for one in lineage.rejected] == ["invalid_input"]
+    assert {request.key.purpose for request in model.asked} == {"answer", "evolve"}
+    assert not evolved(model=Scripted(), rounds=1, operations=("deepening",), eliminate=rules).rejected
+    held = 'Name a prime of these.\n```json\n{"numbers": [4, 7]}\n```'
+    lineage = evolved(
+        model=Scripted({(1, "evolve"): reply(held)}), rounds=1, operations=("complicate_input",), eliminate=rules
+    )
+    assert lineage.records[1].instruction == held
+
+
+def test_too_few_words_are_dropped_where_that_rule_is_on_and_the_operation_adds_any() -> None:
+    rules = (*PUBLISHED_RULES, "word_count")
+    short = evolved(model=Scripted(), rounds=2, operations=("deepening",), eliminate=rules)
+    assert [one.rule for one in short.rejected] == ["word_count"] * 2
+    assert not evolved(model=Scripted(), rounds=2, operations=("in_breadth",), eliminate=rules).rejected
+
+
+@pytest.mark.parametrize(
+    ("verdict", "rule"), [("Equal", ""), ("Not Equal", "changed_meaning"), ("Hm.", "unreadable_reply")]
+)
+def test_a_paraphrase_is_kept_where_the_judge_finds_it_equal(verdict: str, rule: str) -> None:
+    lineage = evolved(model=Scripted({(1, "judge"): reply(verdict)}), rounds=1, operations=("paraphrase",))
+    assert [one.rule for one in lineage.rejected] == [rule] * bool(rule)
+    if not rule:
+        assert (lineage.records[1].operation, lineage.records[1].depth) == ("paraphrase", 0)
+
+
+def test_a_way_down_is_no_depth() -> None:
+    lineage = evolved(model=Scripted(), rounds=2, operations=("downward",))
+    assert [record.depth for record in lineage.records] == [0, 0, 0]
+
+
+def scores(*said: str) -> dict[tuple[int, str], ChatReply | Exception]:
+    return {(round_, "difficulty"): reply(text) for round_, text in enumerate(said)}
+
+
+@pytest.mark.parametrize(
+    ("said", "rounds"),
+    [
+        (("3", "5", "5", "9"), [0, 1, 2]),  # no gain in round 2
+        (("3", "5", "7", "9"), [0, 1, 2, 3, 4]),
+        (("9", "3"), [0, 1]),
+        (("3", "five", "4", "9"), [0, 1, 2, 3, 4]),  # what can not be read is no gain that is too small
+        (("3", "5", "?", "1"), [0, 1, 2, 3, 4]),
+    ],
+)
+def test_a_lineage_stops_where_what_the_judge_measured_falls_short(said: tuple[str, ...], rounds: list[int]) -> None:
+    model = Scripted(scores(*said))
+    lineage = evolved(model=model, stop="lineage", pilot=Pilot(margin=1.0))
+    assert [record.round for record in lineage.records] == rounds
+    scored = [request.key.round for request in model.asked if request.key.purpose == "difficulty"]
+    assert sorted(set(scored)) == [round_ for round_ in rounds if round_ < 4], "on the last round's nothing depends"
+
+
+def test_what_was_dropped_is_measured_as_little_as_a_seed_twice() -> None:
+    model = Scripted({**scores("3", "5", "?", "7"), (2, "evolve"): reply("")})
+    lineage = evolved(model=model, stop="lineage", pilot=Pilot(margin=1.0))
+    assert [record.round for record in lineage.records] == [0, 1, 3, 4]
+    scored = [request.key.round for request in model.asked if request.key.purpose == "difficulty"]
+    assert scored == [0, 1, 3]

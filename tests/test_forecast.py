@@ -79,6 +79,17 @@ def test_a_quick_lineage_counts_when_those_begun_before_it_are_finished() -> Non
     assert (forecast.lineages, forecast.mean) == (5, 4.0)
 
 
+def test_where_lineages_cost_something_else_from_some_point_on_those_before_are_no_measure_of_those_after() -> None:
+    forecast = forecast_of([10.0] * 20)
+    forecast.begin_anew()
+    assert forecast.total(100) is None
+    for _ in range(LEAST_LINEAGES):
+        forecast.add(1.0)
+    interval = forecast.total(100, beside=3.0)
+    assert interval is not None
+    assert interval.low == interval.middle == interval.high == 20 * 10.0 + 80 * 1.0 + 3.0
+
+
 def test_that_quick_lineages_are_cheap_does_not_lower_what_is_forecast() -> None:
     """64 are open at once and take as long as they cost; without an order, the first forecasts are far too low."""
     rng = random.Random(0)

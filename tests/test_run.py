@@ -284,3 +284,27 @@ def test_what_is_shown_tells_requests_money_and_rates(tmp_path: Path) -> None:
     assert (last["asked"], last["from the journal"], last["spent"]) == (40, 0, "$40.00")
     assert last["in all about"] == "$40.00 ($40.00 to $40.00)"
     assert len(seen) < 10, "not at every piece"
+
+
+def test_what_is_done_beside_the_pieces_ends_as_they_do(tmp_path: Path) -> None:
+    async def after_all() -> None:
+        stop = StopFlag()
+        async with running(tmp_path, Provider(), total=1, stop=stop) as run:
+
+            async def answer() -> str:
+                return (await run.answering().complete(asking(seed(0), round_=7))).text
+
+            async def fail() -> None:
+                raise Permanent("no such key", scope="run")
+
+            async def told_to_stop() -> None:
+                stop.exit_code = 42
+                await asyncio.sleep(60)
+
+            assert await run.one(answer()) == "So."
+            with pytest.raises(RunError, match="no such key"):
+                await run.one(fail())
+            with pytest.raises(Interrupted):
+                await run.one(told_to_stop())
+
+    asyncio.run(after_all())

@@ -14,6 +14,7 @@ from test_evolve import SEED, Scripted, reply
 from test_generate import CONFIG as BASE
 from test_generate import files, quiet, serving
 
+from configs.errors import UserError
 from data_gen import shards
 from data_gen.config import Faults, Gemini, Measure, Mixture, OpenAICompatible, Pilot, Price, SimulatedSeeds
 from data_gen.evolve import drawn_model, evolve_lineage
@@ -129,3 +130,21 @@ def test_gemini_s_client_evolves_the_same_records_as_openai_s(tmp_path: Path, mo
     assert files(tmp_path / "gemini") == files(tmp_path / "openai") == files(tmp_path / "both")
     journal = (tmp_path / "gemini" / "journal.sqlite").read_bytes()
     assert b"not-a-key" not in journal
+
+
+def test_a_judge_that_can_not_be_used_for_the_measures_is_a_mistake_to_mend_and_costs_nothing_again(
+    tmp_path: Path,
+) -> None:
+    measured = replace(CONFIG, eliminate=("refusal",), measure=Measure(diversity_sample=0, difficulty_lineages=2))
+    with serving(Faults()) as server:
+        nowhere = replace(openai(server), base_url=server.base_url.replace("/v1", "/v7"))
+        with pytest.raises(UserError, match="the model can not be used"):
+            generate(replace(measured, llm=openai(server), judge=nowhere), tmp_path / "out", progress=quiet)
+        evolved = server.full_replies
+        summary = generate(
+            replace(measured, llm=openai(server), judge=openai(server)), tmp_path / "out", progress=quiet
+        )
+        asked = purposes(tmp_path / "out")
+        assert server.full_replies == evolved + asked["difficulty"] + asked["rank"]
+    assert asked["rank"] == 2
+    assert summary["asked"] == asked["difficulty"] + asked["rank"]
