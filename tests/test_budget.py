@@ -178,6 +178,25 @@ def test_a_reply_that_tells_no_tokens_is_charged_what_was_reserved() -> None:
     assert ledger.spent.usd == AT_FULL_LENGTH
 
 
+@dataclass
+class Fixed:
+    """A `ChatModel` with one reply."""
+
+    reply: ChatReply
+
+    async def complete(self, request: ChatRequest) -> ChatReply:  # noqa: ARG002 -- as every ChatModel
+        return self.reply
+
+
+@pytest.mark.parametrize(("text", "usd"), [("x" * 1000, AT_FULL_LENGTH), ("", 9)])
+def test_a_text_of_no_tokens_is_charged_what_was_reserved_and_an_empty_reply_what_it_says(
+    text: str, usd: float
+) -> None:
+    told = ChatReply(text=text, finish_reason="stop", model="m-1", input_tokens=9)
+    charged = Charged(Fixed(told), prices=DOLLARS, ledger=Ledger(Budget()))
+    assert asyncio.run(charged.complete(asking())).usd == usd
+
+
 def test_a_cancelled_request_counts_as_lost_if_it_was_sent_and_not_if_it_waited() -> None:
     async def run() -> tuple[Ledger, int]:
         model, ledger = Sized([10]), Ledger(Budget(usd=AT_FULL_LENGTH + 10.0))

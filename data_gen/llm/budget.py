@@ -166,7 +166,7 @@ class _Limit:
 class Charged:
     """A `ChatModel` that prices each reply, and sends only what the ledger has room for.
 
-    A reply that says nothing of its tokens is charged what was reserved for it.
+    A reply that says nothing of its tokens, or nothing of those of a text, is charged what was reserved for it.
     """
 
     def __init__(self, inner: ChatModel, *, prices: Prices, ledger: Ledger) -> None:
@@ -192,7 +192,7 @@ class Charged:
             if isinstance(error, Ambiguous):
                 error.assumed = reserved
             raise
-        if not (reply.input_tokens or reply.output_tokens):
+        if not reply.output_tokens and (reply.text or not reply.input_tokens):
             self._ledger.assume(reserved)
             return replace(reply, usd=reserved.usd)
         usd = self._prices.price_of(reply, model=request.model)
