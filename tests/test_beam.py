@@ -34,7 +34,7 @@ CONFIG = EvolveConfig(
     seeds=SimulatedSeeds(count=30),
     llm=Simulated(faults=CONTENT_FAULTS),
     records_per_shard=40,
-    measure=Measure(diversity_sample=0, duplicate_threshold=0.7),
+    measure=Measure(difficulty_lineages=4, diversity_sample=0, duplicate_threshold=0.7),
 )
 COUNT = 4
 IN_THREADS = ("--direct_num_workers=2", "--direct_running_mode=multi_threading")
@@ -95,7 +95,8 @@ def test_shuffled_and_with_what_repeats_dropped_the_records_are_those_of_one_pro
 def test_stopped_and_out_of_budget_pipelines_are_gone_on_with_and_no_reply_is_asked_for_twice(tmp_path: Path) -> None:
     with serving(CONTENT_FAULTS, latency_seconds=0.05) as server:
         llm = OpenAICompatible(model="simulated-llm", base_url=server.base_url, price=FREE)
-        config = replace(CONFIG, llm=llm, concurrency=2)
+        unjudged = replace(CONFIG.measure, difficulty_lineages=0)
+        config = replace(CONFIG, llm=llm, concurrency=2, measure=unjudged)
         stop = StopFlag()
         after(server, 60, lambda: setattr(stop, "exit_code", 42))
         with pytest.raises(Interrupted) as stopped:
@@ -188,7 +189,6 @@ def test_what_no_pipeline_could_do_is_refused_before_anything_is_sent(tmp_path: 
     refused(CONFIG, "at least 2", shards=1)
     refused(replace(CONFIG, shard=Shard(index=1, count=4)), "leave the setting out")
     refused(replace(CONFIG, choice="bandit"), "pilot of its own")
-    refused(replace(CONFIG, measure=Measure(difficulty_lineages=5)), "no judge is asked")
     refused(replace(CONFIG, seeds=SeedFile(path="tasks.jsonl")), "absolute path", options=dataflow)
     refused(CONFIG, r"apache_beam\[gcp\]|apache-beam\[gcp\]|project", options=dataflow)
     refused(replace(CONFIG, seeds=SimulatedSeeds(count=2)), "make fewer parts")

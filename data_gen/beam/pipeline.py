@@ -42,7 +42,7 @@ from data_gen.beam.kept import keep, kept
 from data_gen.config import EvolveConfig, SeedFile, Shard
 from data_gen.evolve import Lineage
 from data_gen.measure.duplicates import Duplicates
-from data_gen.measure.measure import Check, Found, asks_judge
+from data_gen.measure.measure import Check, Found
 from data_gen.merge import merge
 from data_gen.records import Record
 from data_gen.run import BudgetReached, Progress
@@ -130,11 +130,6 @@ def _check(plan: _Plan, work: Path, out: Path) -> None:
                 "worker mount under the same path"
             )
     check(replace(config, shard=Shard(index=0, count=plan.count)))
-    if asks_judge(config.measure):
-        raise BeamError(
-            "measure: no judge is asked after a merge; set measure.difficulty_lineages = 0 and "
-            "measure.contamination_verdict = 'retrieval'"
-        )
     seeds = (config.seeds.path,) if isinstance(config.seeds, SeedFile) else ()
     relative = [path for path in (*seeds, *config.measure.contamination_files) if not Path(path).is_absolute()]
     if relative and _runner(plan.options) is None:
