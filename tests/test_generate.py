@@ -1,4 +1,4 @@
-"""A whole run, in this process and over HTTP, whole and interrupted."""
+"""A whole run, in this process and over HTTP."""
 
 from __future__ import annotations
 
@@ -6,14 +6,8 @@ import asyncio
 import contextlib
 import gc
 import json
-import os
-import random
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +17,6 @@ import pytest
 
 from configs.errors import UserError
 from configs.folder import FolderError, read_complete
-from configs.loader import dump
 from data_gen import operations, shards, world
 from data_gen.config import EvolveConfig, Faults, OpenAICompatible, Price, SeedFile, Simulated, SimulatedSeeds
 from data_gen.generate import generate
@@ -110,12 +103,6 @@ def test_records_come_in_the_order_of_the_seeds_and_are_true(whole: Path) -> Non
         assert record.answer == world.answer(task)
         assert record.steps == len(task.steps)
         assert record.depth <= record.round
-
-
-@pytest.mark.parametrize("concurrency", [1, 16, 256])
-def test_concurrency_changes_no_byte(concurrency: int, whole: Path, tmp_path: Path) -> None:
-    generate(replace(CONFIG, concurrency=concurrency), tmp_path / "out", progress=quiet)
-    assert files(tmp_path / "out") == files(whole)
 
 
 def test_another_seed_changes_the_result(whole: Path, tmp_path: Path) -> None:
@@ -289,86 +276,6 @@ def test_a_model_that_does_not_exist_ends_the_run(tmp_path: Path) -> None:
         llm = OpenAICompatible(model="m", base_url=server.base_url.replace("/v1", "/v7"), price=FREE)
         with pytest.raises(UserError, match="can not be used"):
             generate(replace(CONFIG, llm=llm), tmp_path / "out", progress=quiet)
-
-
-# --- told to stop, and killed
-
-CHILD = """
-import sys
-from pathlib import Path
-from configs.interrupt import Interrupted
-from configs.loader import load
-from data_gen.config import EvolveConfig
-from data_gen.generate import generate
-
-try:
-    generate(load(EvolveConfig, [sys.argv[1]]), Path(sys.argv[2]), progress=lambda done, total, facts: None)
-except Interrupted as stopped:
-    sys.exit(stopped.exit_code)
-"""
-
-
-def child(config: EvolveConfig, out: Path) -> subprocess.Popen[bytes]:
-    file = out.with_suffix(".gin")
-    file.write_text(dump(config))
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(file), str(out)], env=os.environ)
-
-
-def stop_after(server: SimulatedServer, requests: int, process: subprocess.Popen[bytes], number: int) -> int:
-    """Sends the signal once the server has seen so many requests; returns how the process ended."""
-    deadline = time.monotonic() + 60
-    while server.requests < requests and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(number)
-    return process.wait(60)
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 42), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
-def test_told_to_stop_a_run_saves_what_it_paid_for_and_goes_on_later(
-    number: int, code: int, whole: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    with serving(CONTENT_FAULTS, latency_seconds=0.02) as server:
-        config = over_http(server, concurrency=8)
-        assert stop_after(server, 60, child(config, out), number) == code
-        assert not (out / "complete.json").exists()
-        assert server.requests < replies(whole)
-        assert replies(out) == server.full_replies == server.requests, "all that was in flight came home"
-        summary = generate(config, out, progress=quiet)
-    assert summary["possibly_paid_twice"] == 0
-    assert server.full_replies == replies(out), "no reply was asked for twice"
-    assert files(out) == files(whole)
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_a_run_goes_on_to_the_same_bytes_and_asks_for_no_reply_twice(
-    kills: int, whole: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    rng = random.Random(kills)
-    with serving(replace(CONTENT_FAULTS, dropped=0.02), latency_seconds=0.005) as server:
-        config = over_http(server, concurrency=8)
-        for moment in sorted(rng.sample(range(5, replies(whole) - 20), kills)):
-            assert stop_after(server, moment, child(config, out), signal.SIGKILL) == -signal.SIGKILL
-            assert not (out / "complete.json").exists()
-        summary = generate(config, out, progress=quiet)
-    assert server.full_replies <= replies(out) + summary["possibly_paid_twice"]
-    assert summary["possibly_paid_twice"] <= kills * config.concurrency + (server.requests - server.full_replies)
-    assert files(out) == files(whole)
-
-
-def test_killed_while_the_shards_are_written_a_run_goes_on_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = child(CONFIG, out)
-    while process.poll() is None and not (out / ".dataset.partial").exists():
-        time.sleep(0.0005)
-    process.kill()
-    process.wait()
-    assert not (out / "complete.json").exists()
-    generate(CONFIG, out, progress=quiet)
-    assert files(out) == files(whole)
 
 
 # --- real seeds

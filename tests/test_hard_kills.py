@@ -7,6 +7,7 @@ is looked at as each killed process left it.
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from data_gen.config import EvolveConfig, Faults, Measure, OpenAICompatible, Pri
 from data_gen.generate import generate
 
 CONCURRENCY = 16
+UNMEASURED = Measure(diversity_sample=0, duplicates="off")
 FAULTS = Faults(unchanged=0.1, refusal=0.05, copied_prompt=0.05, empty=0.05, truncated=0.03, filtered=0.02)
 
 
@@ -31,7 +33,7 @@ def killed_again_and_again(tmp_path: Path, parent: Parent, *, kills: int, seeds:
     config = EvolveConfig(
         seeds=SimulatedSeeds(count=seeds),
         llm=Simulated(faults=FAULTS),
-        measure=Measure(diversity_sample=0, duplicates="off"),
+        measure=UNMEASURED,
         concurrency=CONCURRENCY,
     )
     whole = generate(config, tmp_path / "whole", progress=unwatched)
@@ -98,6 +100,32 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parent]:
 
 def test_20_hard_kills_lose_nothing_and_ask_for_no_journalled_reply_again(tmp_path: Path, parent: Parent) -> None:
     killed_again_and_again(tmp_path, parent, kills=20, seeds=100, least=1000)
+
+
+def test_10_hard_kills_while_what_comes_out_is_written_leave_all_of_it_or_a_run_that_goes_on(
+    tmp_path: Path, parent: Parent
+) -> None:
+    config = EvolveConfig(
+        seeds=SimulatedSeeds(count=24), llm=Simulated(faults=FAULTS), measure=UNMEASURED, records_per_shard=9
+    )
+    whole, out, settings = tmp_path / "whole", tmp_path / "out", tmp_path / "config.gin"
+    settings.write_text(dump(config))
+    began = time.monotonic()
+    generate(config, whole, progress=unwatched)
+    seconds = time.monotonic() - began
+    draws = random.Random(10)
+    for _ in range(10):
+        shutil.rmtree(out / "dataset", ignore_errors=True)
+        (out / "complete.json").unlink(missing_ok=True)
+        child = parent.start(["evolve", settings, "--out", out])
+        until(lambda child=child: "evolve 24/24" in child.output)
+        time.sleep(draws.uniform(0.0, seconds / 2))
+        child.killed()
+        if (out / "complete.json").exists():
+            assert files(out) == files(whole)
+    code, output = parent.run(["evolve", settings, "--out", out])
+    assert code == 0, output
+    assert files(out) == files(whole)
 
 
 @pytest.mark.slow

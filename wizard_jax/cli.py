@@ -22,10 +22,7 @@ DESCRIPTION = "WizardLM on JAX: evolve instructions, train a LLaMA on them, expo
 
 STAGES = ("evolve", "answer", "train", "eval")
 
-_PLACES_TO_MEND = frozenset(
-    (errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)
-    + (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-)
+_PLACES_TO_MEND = "EEXIST EACCES EPERM EROFS EISDIR ENOTDIR ENOSPC EDQUOT EFBIG EIO".split()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wizard: {stopped}", file=sys.stderr)
         return stopped.exit_code
     except OSError as error:
-        if error.errno not in _PLACES_TO_MEND:
+        if errno.errorcode.get(error.errno or 0) not in _PLACES_TO_MEND:
             raise
         mend = "mend that and start the same command again, or write elsewhere"
         print(f"wizard: {error.filename or 'a file'}: {error.strerror}; {mend}", file=sys.stderr)
