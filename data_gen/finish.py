@@ -5,6 +5,7 @@ Lineages are read from the journal as often as they are needed, so memory holds 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from data_gen.llm.journal_file import Spent
 from data_gen.llm.pacing import Pacing
 from data_gen.llm.pricing import prices_version
 from data_gen.measure.asking import Judge
-from data_gen.measure.measure import Check, Found, per_round
+from data_gen.measure.measure import Check, Found, asks_judge, per_round
 from data_gen.records import Record, Rejected
 from data_gen.report import write_report
 from data_gen.run import BudgetReached, Run
@@ -67,7 +68,9 @@ async def write_run(
       BudgetReached: not one was made before the budget was spent.
       RunError, Interrupted: the judge can not be used; a signal came while it was asked.
     """
-    judge = judge_of(config, run.answering()) if isinstance(config, EvolveConfig) else None
+    judge = None
+    if isinstance(config, EvolveConfig) and run.budget_spent is None:  # what is left of it is for seeds
+        judge = judge_of(config, run.answering())
     try:
         return await run.one(write(config, out, made=made_by(run, facts=facts), judge=judge))
     except FinishError as nothing:
@@ -186,13 +189,15 @@ async def _measured(
 
     if not any(True for _ in records()):
         return _Measured(checks={}, told={})
-    not_measured = ""
-    try:
-        measures = await per_round(records, config=config.measure, seed=config.seed, judge=judge, found=found)
-    except BudgetSpent as error:
-        without = replace(config.measure, difficulty_lineages=0, contamination_verdict="retrieval")
-        measures = await per_round(records, config=without, seed=config.seed, found=found)
-        not_measured = f"what the judge would have said: {error}"
+    unasked = replace(config.measure, difficulty_lineages=0, contamination_verdict="retrieval")
+    not_measured = "what a judge says: the budget was spent before" if asks_judge(config.measure) else ""
+    measures = None
+    if judge is not None:
+        with contextlib.suppress(BudgetSpent):
+            measures = await per_round(records, config=config.measure, seed=config.seed, judge=judge, found=found)
+            not_measured = ""
+    if measures is None:
+        measures = await per_round(records, config=unasked, seed=config.seed, found=found)
     return _Measured(checks=measures.checks, told=measures.to_json(), not_measured=not_measured)
 
 

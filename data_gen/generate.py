@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from configs.interrupt import StopFlag, stop_flag
 from data_gen import finish, pilot, sources
 from data_gen.config import EvolveConfig
 from data_gen.evolve import Lineage, rounds_of
-from data_gen.forecast import Interval
+from data_gen.forecast import SAMPLED_SEEDS, Interval, expected
 from data_gen.llm.budget import Ledger
 from data_gen.llm.journal import JOURNAL, Journal
 from data_gen.llm.journal_file import Spent, spent_by_round
@@ -117,7 +118,16 @@ def _begun(config: EvolveConfig, out: Path, *, progress: Progress, say: Callable
         say(line)
     check_count(config, seeds=found.count)
     prepared = prepare(cast(config), models=config.mixture.models if config.mixture else ())
+    sample = list(islice(sources.iter_seeds(config.seeds, shard=config.shard), SAMPLED_SEEDS))
+    total = _total(config, found)
+    for line in expected(config, seeds=sample, total=total, prices=prepared.prices).told():
+        say(line)
     return _Begun(config=config, out=out, found=found, prepared=prepared, progress=progress)
+
+
+def _total(config: EvolveConfig, found: SeedsFound) -> int:
+    """Seeds of this run; with a shard, those of the shard."""
+    return sum(sources.in_shard(f"{index:06d}", config.shard) for index in range(found.count))
 
 
 async def _generate(begun: _Begun, *, stop: StopFlag) -> tuple[dict[str, Any], str]:
@@ -156,7 +166,7 @@ async def _preview(begun: _Begun, count: int, *, stop: StopFlag) -> Preview:
 async def _opened(begun: _Begun, *, stop: StopFlag) -> AsyncIterator[Run]:
     """The journal, found to be of these seeds, and the models."""
     config, out, found = begun.config, begun.out, begun.found
-    total = sum(sources.in_shard(f"{index:06d}", config.shard) for index in range(found.count))
+    total = _total(config, found)
     async with Journal.open(out / JOURNAL) as journal:
         _check_seeds(config, out, found, journal)
         write_atomically(out / SEEDS, f"{found.sha256}\n")
