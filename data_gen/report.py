@@ -154,13 +154,21 @@ def _rounds(counts: Counts) -> Html:
             bar(rate.dropped.total() / rate.tried),
             f"{sums.words / kept:.1f}",
             f"{rate.words / kept:+.1f}" if told else "",
-            f"{rate.as_asked / kept:.1%}" if told else "",
+            f"{rate.as_asked / rate.in_depth:.1%}" if rate.in_depth else "",
             f"{sums.words_of_answers / kept:.1f}",
         ]
         if has_steps:
             row.append(f"{sums.steps / sums.simulated:.2f}" if sums.simulated else "")
         rows.append(row)
-    head = ["round", "kept", "dropped", "share dropped", "words per instruction", "words added", "added 10 to 20"]
+    head = [
+        "round",
+        "kept",
+        "dropped",
+        "share dropped",
+        "words per instruction",
+        "words added",
+        "in depth: added 10 to 20",
+    ]
     head += ["words per answer", *(["steps per task"] if has_steps else [])]
     heights = {"kept": [float(rate.kept) for rate in by_round.values()]}
     for rule in _rules_by_size(counts):

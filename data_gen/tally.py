@@ -11,6 +11,8 @@ from data_gen.evolve import Lineage
 from data_gen.operations import OPERATIONS
 from data_gen.records import Record, Rejected
 
+_IN_DEPTH = frozenset(name for name, operation in OPERATIONS.items() if operation.kind == "depth")
+
 
 class Cell(NamedTuple):
     """Where a candidate comes from; the operation is empty for seeds."""
@@ -29,8 +31,10 @@ class Rate:
     """Candidates by the rule that dropped them."""
     words: int = 0
     """Words that the kept ones have more than their parents, in all."""
+    in_depth: int = 0
+    """How many of the kept ones are by operations in depth, which alone ask for 10 to 20 words more."""
     as_asked: int = 0
-    """How many of the kept ones have 10 to 20 words more."""
+    """How many of those have so many."""
 
     @property
     def tried(self) -> int:
@@ -40,16 +44,20 @@ class Rate:
         self.kept += other.kept
         self.dropped += other.dropped
         self.words += other.words
+        self.in_depth += other.in_depth
         self.as_asked += other.as_asked
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, and of what was kept the mean of words added and the share with 10 to 20; None where nothing was."""
+        """Counts, and of what was kept the mean of words added, and of that in depth the share with 10 to 20.
+
+        Each of the two is None where nothing was.
+        """
         return {
             "tried": self.tried,
             "kept": self.kept,
             "dropped": dict(sorted(self.dropped.items())),
             "mean_words_added": self.words / self.kept if self.kept else None,
-            "share_with_10_to_20": self.as_asked / self.kept if self.kept else None,
+            "share_with_10_to_20": self.as_asked / self.in_depth if self.in_depth else None,
         }
 
 
@@ -80,7 +88,9 @@ class Tally:
         rate.kept += 1
         if record.operation:
             rate.words += record.words_added
-            rate.as_asked += word_count(record.words_added) is None
+            if record.operation in _IN_DEPTH:
+                rate.in_depth += 1
+                rate.as_asked += word_count(record.words_added) is None
 
     def add_rejected(self, rejected: Rejected) -> None:
         self.dropped[rejected.operation] += bool(rejected.operation)

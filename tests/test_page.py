@@ -165,11 +165,12 @@ CHROMIUM = shutil.which("chromium")
 _LEAVES_A_MARK = "document.documentElement.setAttribute(`data-ran`,1)"
 
 
-def in_browser(target: Path, *, profile: Path) -> str:
+def in_browser(target: Path, *, profile: Path, width: int = 800) -> str:
     """What a browser has made of a page after two seconds of its own time."""
     assert CHROMIUM
     switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
     switches += " disable-component-update disable-sync dump-dom virtual-time-budget=2000"
+    switches += f" window-size={width},1000"
     command = [CHROMIUM, *(f"--{switch}" for switch in switches.split()), f"--user-data-dir={profile}"]
     done = subprocess.run([*command, target.as_uri()], check=True, capture_output=True, text=True, timeout=120)
     return done.stdout
@@ -229,3 +230,17 @@ def test_search_and_filters_show_what_fits(tmp_path: Path) -> None:
         assert f"<output>{len(expected)} of 3</output>" in dom
         shown = re.findall(r'<div class="item"><p[^>]*>([^<]*)', dom)
         assert shown == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+@pytest.mark.parametrize("width", [500, 1200])
+def test_no_page_is_wider_than_its_window(width: int, tmp_path: Path) -> None:
+    tags = element("p", *(element("span", f"answered by some-long-model-{n}", css="tag") for n in range(30)))
+    rows = [("a rule", "what it means, " * 5, *(f"{n} [{n}, {n}]" for n in range(20)))]
+    text = page("wide", tags, table([f"column {n}" for n in range(22)], rows), element("pre", "x" * 4000))
+    told = "document.title = document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    target = tmp_path / "page.html"
+    target.write_text(text.replace("</body>", f"<script>{told}</script></body>"), encoding="utf-8")
+    assert "<title>0</title>" in in_browser(target, profile=tmp_path / "profile", width=width)

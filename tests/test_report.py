@@ -17,6 +17,7 @@ from data_gen.evolve import Lineage
 from data_gen.figures import MEANINGS, Figure, read_figure, said
 from data_gen.llm import journal_file
 from data_gen.llm.journal_file import Spent
+from data_gen.operations import OPERATIONS
 from data_gen.records import Record, Rejected, Turn
 from data_gen.report import CELLS_SHOWN, LINEAGES_SHOWN, SOURCES_SHOWN, write_report
 from data_gen.report_counts import count, read_rejected
@@ -72,7 +73,9 @@ def test_every_number_is_that_of_the_shards(evolved: Path) -> None:
         if int(row["round"]):
             added = [record.words_added for record in here]
             assert float(row["words added"]) == pytest.approx(sum(added) / len(added), abs=0.051)
-            assert row["added 10 to 20"] == f"{sum(10 <= number <= 20 for number in added) / len(added):.1%}"
+            deep = [record.words_added for record in here if OPERATIONS[record.operation].kind == "depth"]
+            share = f"{sum(10 <= number <= 20 for number in deep) / len(deep):.1%}"
+            assert row["in depth: added 10 to 20"] == share
 
     kept = Counter(record.operation for record in records if record.operation)
     lost = Counter(one["operation"] for one in rejected if one["operation"])

@@ -93,6 +93,9 @@ def test_words_added_are_told_by_operation_and_round() -> None:
     told = tally.by("operation", "round")["concretizing", 3].to_json()
     assert told["mean_words_added"] == pytest.approx(11)
     assert told["share_with_10_to_20"] == pytest.approx(0.4)
+    tally.add_record(record("in_breadth", 3, words=15))  # was asked for another instruction, and not for more words
+    assert tally.by("operation", "round")["in_breadth", 3].to_json()["share_with_10_to_20"] is None
+    assert tally.by("round")[3,].to_json()["share_with_10_to_20"] == pytest.approx(0.4)
 
 
 def test_the_summary_holds_what_it_always_held() -> None:
