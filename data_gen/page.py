@@ -81,6 +81,18 @@ SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(_SCRIPT.encode()).dige
 """What the policy of a page admits to run: the SHA-256 of the script of this file."""
 
 
+# A page may hold no control characters, and those that turn the direction of text would reach beyond their own text.
+_MADE_VISIBLE = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD),
+}
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text.replace("\r\n", "\n").translate(_MADE_VISIBLE), quote=True)
+
+
 @dataclass(frozen=True)
 class Html:
     """Markup that is safe to put into a page as it stands."""
@@ -93,14 +105,14 @@ Content = Html | str | int | float
 
 def render(content: Content) -> str:
     """Markup of a piece of content; anything that is not `Html` is escaped."""
-    return content.markup if isinstance(content, Html) else html.escape(str(content), quote=True)
+    return content.markup if isinstance(content, Html) else _escaped(str(content))
 
 
 def element(tag: str, *parts: Content, css: str = "", data: Mapping[str, str | int] | None = None) -> Html:
     """One element; `data` becomes its data-* attributes."""
     given = {"class": css} if css else {}
     given |= {f"data-{name}": str(value) for name, value in (data or {}).items()}
-    attributes = "".join(f' {name}="{html.escape(value, quote=True)}"' for name, value in given.items())
+    attributes = "".join(f' {name}="{_escaped(value)}"' for name, value in given.items())
     return Html(f"<{tag}{attributes}>{''.join(render(part) for part in parts)}</{tag}>")
 
 
@@ -153,7 +165,7 @@ def folded(summary: Content, *parts: Content) -> Html:
 
 def figure(svg: str, caption: str) -> Html:
     """An SVG drawing made by this project, with a caption. The drawing is put in as it is."""
-    return Html(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
+    return Html(f"<figure>{svg}<figcaption>{_escaped(caption)}</figcaption></figure>")
 
 
 def searchable(items: Iterable[Html], *, filters: Mapping[str, Iterable[str]]) -> Html:
@@ -190,6 +202,6 @@ def page(title: str, *parts: Content) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n"
+        f"<title>{_escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n"
         f"{f'<script>{_SCRIPT}</script>' if scripted else ''}</body>\n</html>\n"
     )

@@ -23,6 +23,8 @@ class Asked:
 
     came: Counter[int] = field(default_factory=Counter)
     answered: Counter[int] = field(default_factory=Counter)
+    prompts: dict[int, str] = field(default_factory=dict)
+    """The last message of each."""
     open: int = 0
     """That are being answered now."""
 
@@ -31,7 +33,9 @@ class Asked:
         models, chat = openai_wire.routes(service)
 
         async def counted(http: HttpRequest) -> HttpAnswer | None:
-            seed = json.loads(http.body)["seed"]
+            body = json.loads(http.body)
+            seed = body["seed"]
+            self.prompts[seed] = body["messages"][-1]["content"]
             self.came[seed] += 1
             self.open += 1
             try:
