@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -270,7 +270,7 @@ def _contamination_by_round(contamination: Contamination, records: Mapping[int, 
         }
         for round_, count in records.items()
     ]
-    told: dict[str, Any] = {"rounds": rounds, "files": [_plain(file) for file in contamination.files]}
+    told: dict[str, Any] = {"rounds": rounds, "files": [_plain(replace(file, file=Path(file.file).name)) for file in contamination.files]}
     if decided.cleared or decided.unread:
         told["cleared by the judge"] = len(decided.cleared)
         told["verdicts that could not be read"] = len(decided.unread)
