@@ -62,9 +62,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(faults: Faults | None = None, **conduct: Any) -> Iterator[Served]:
-    """Serves while it is entered; `conduct` is what `SimulatedServer` takes."""
-    asked = Asked()
+def serving(faults: Faults | None = None, *, asked: Asked | None = None, **conduct: Any) -> Iterator[Served]:
+    """Serves while it is entered; `conduct` is what `SimulatedServer` takes, `asked` one that answers otherwise."""
+    asked = asked or Asked()
     server = SimulatedServer(Simulated(faults=faults or Faults()), formats=[asked.routes], **conduct)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)

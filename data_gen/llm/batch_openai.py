@@ -94,7 +94,7 @@ class OpenAIBatchService:
                 if batch.metadata and batch.metadata.get(_LABEL) == label:
                     return batch.id
         except self._openai.APIError as error:
-            raise self._error(error) from error
+            raise self._error(error) from None
         return None
 
     async def submit(self, label: str, *, model: str, lines: BinaryIO) -> str:  # noqa: ARG002 -- it is in each line
@@ -109,7 +109,7 @@ class OpenAIBatchService:
                 metadata={_LABEL: label},
             )
         except self._openai.APIError as error:
-            raise self._error(error) from error
+            raise self._error(error) from None
         name = self._id(batch)
         del self._uploaded[label]
         return name
@@ -139,7 +139,7 @@ class OpenAIBatchService:
         try:
             batch = await self._client.batches.retrieve(name)
         except self._openai.APIError as error:
-            raise self._error(error) from error
+            raise self._error(error) from None
         self._id(batch)
         return batch
 
@@ -160,9 +160,9 @@ class OpenAIBatchService:
                     for line in whole:
                         yield line
         except self._openai.APIError as error:
-            raise self._error(error) from error
+            raise self._error(error) from None
         except self._broken_stream as error:
-            raise Ambiguous(self._readable(f"{self._config.base_url}: {type(error).__name__}: {error}")) from error
+            raise Ambiguous(self._readable(f"{self._config.base_url}: {type(error).__name__}: {error}")) from None
         if rest.strip():
             yield rest
 

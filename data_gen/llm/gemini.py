@@ -30,6 +30,7 @@ from data_gen.llm.wire import (
     retry_after,
     token_count,
     well_formed,
+    without,
 )
 
 FINISH_REASONS: Mapping[str, FinishReason] = {
@@ -197,8 +198,8 @@ class GeminiChat:
                 raise
             failure = self._failure(error, heard)
             if failure is not None:
-                raise failure from error
-        return read_response(_content(heard[-1]), model=request.model)
+                raise failure from None  # what the library says may hold the key
+        return read_response(without(_content(heard[-1]), secrets=self._secrets), model=request.model)
 
     def _failure(self, error: Exception, heard: list[Any]) -> ChatError | None:
         """What went wrong; None for a success whose body the library could not make out."""
@@ -230,8 +231,12 @@ class GeminiChat:
         return Permanent(message, scope=scope)
 
     def _readable(self, message: str) -> str:
-        token = getattr(self._access.arguments.get("credentials"), "token", None)
-        return readable(message, secrets=[self._access.key, token or ""])
+        return readable(message, secrets=self._secrets)
+
+    @property
+    def _secrets(self) -> list[str]:
+        """The key, or the token of the moment."""
+        return [self._access.key, getattr(self._access.arguments.get("credentials"), "token", None) or ""]
 
 
 async def _hear(response: Any) -> None:

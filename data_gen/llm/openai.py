@@ -27,6 +27,7 @@ from data_gen.llm.wire import (
     retry_after,
     token_count,
     well_formed,
+    without,
 )
 
 if TYPE_CHECKING:
@@ -147,12 +148,12 @@ class OpenAIChat:
         except TimeoutError as error:
             raise Ambiguous(f"no answer within {self._config.timeout_seconds:g} s") from error
         except self._openai.APIStatusError as error:
-            raise self._status_error(error, request) from error
+            raise self._status_error(error, request) from None  # what the library says may hold the key
         except self._openai.APIConnectionError as error:
-            raise self._connection_error(error) from error
+            raise self._connection_error(error) from None
         except self._no_token as error:
             raise refused(error) from error
-        return read_completion(response.content, model=request.model)
+        return read_completion(without(response.content, secrets=[self._secret]), model=request.model)
 
     def _connection_error(self, error: openai.APIConnectionError) -> ChatError:
         cause = type(error.__cause__).__name__  # by name: the library's HTTP client is httpx or httpx2
