@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from data_gen.config import EvolveConfig, Mixture, Provider
 from data_gen.evolve import model_name
-from data_gen.llm.pricing import Prices
+from data_gen.llm.pricing import Prices, dollars
 from data_gen.measure.difficulty import rank_prompt, score_prompt
 from data_gen.operations import OPERATIONS, equal_prompt
 from data_gen.records import Record
@@ -39,7 +39,7 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"${self.middle:,.2f} (${self.low:,.2f} to ${self.high:,.2f})"
+        return f"{dollars(self.middle)} ({dollars(self.low)} to {dollars(self.high)})"
 
 
 @dataclass
@@ -148,8 +148,8 @@ class Expected:
         ]
         if self.usd[-1]:
             first, *others = zip(self.usd, ANSWER_TOKENS, strict=True)
-            cases = [f"about ${first[0]:,.2f} with answers of {first[1]} tokens"]
-            cases += [f"${usd:,.2f} with {tokens}" for usd, tokens in others]
+            cases = [f"about {dollars(first[0])} with answers of {first[1]} tokens"]
+            cases += [f"{dollars(usd)} with {tokens}" for usd, tokens in others]
             lines.append(f"{', '.join(cases)}; what the model thinks is not counted")
         return lines
 

@@ -23,6 +23,7 @@ from data_gen.evolve import Lineage
 from data_gen.forecast import Forecast, Interval
 from data_gen.llm.chat import Ambiguous, BudgetSpent, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
 from data_gen.llm.journal import Journal
+from data_gen.llm.pricing import dollars
 from data_gen.llm.stack import Stack
 from data_gen.records import Record, Rejected
 
@@ -289,10 +290,13 @@ class Run:
             "tokens/min": round((spent.input_tokens + spent.output_tokens - tokens) / minutes),
             "429s": sum(pacing.rate_limited for pacing in self.stack.pacings),
             "in flight": sum(pacing.in_flight for pacing in self.stack.pacings),
-            "spent": f"${spent.usd:,.2f}",
+            "spent": dollars(spent.usd),
         }
         if self.stack.batches:
             facts["wait for jobs"] = self.stack.standstill.waiting
+        troubles = [*(one.trouble for one in self.stack.pacings), *(one.trouble for one in self.stack.batches)]
+        if trouble := next(filter(None, troubles), ""):
+            facts["trouble"] = trouble
         if spent.usd and (in_all := self.in_all):
             facts["in all about"] = str(in_all)
         self.progress(self.done, self.total, facts)

@@ -121,7 +121,7 @@ def test_everything_at_once(test_file: Path) -> None:
     assert [row["round"] for row in told["difficulty"]["rounds"]] == [0, 1, 2]
     assert told["difficulty"]["rounds"][1]["score_gain"]["value"] == pytest.approx(1.25, abs=0.5)
     assert told["duplicates"]["rounds"][2]["of an earlier round"] == 1
-    assert told["contamination"]["files"] == [{"file": str(test_file), "items": 4, "touched": 1, "records": 2}]
+    assert told["contamination"]["files"] == [{"file": test_file.name, "items": 4, "touched": 1, "records": 2}]
     assert told["contamination"]["rounds"][0]["repeated"] == told["contamination"]["rounds"][1]["similar"] == 1
 
 

@@ -337,3 +337,10 @@ def test_rates_of_nothing_are_refused(setting: dict[str, float]) -> None:
 def test_limits_below_one_are_refused(setting: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Pacing(Provider(VirtualTime(), lambda _: None), **setting)
+
+
+def test_what_requests_fail_of_is_told_until_one_is_answered() -> None:
+    _, _, pacing = paced(lambda _: NotSent("no route to host"), requests=1, concurrency=1)
+    assert pacing.trouble == "no route to host"
+    _, _, pacing = paced(lambda n: NotSent("no route to host") if n < 3 else None, requests=1, concurrency=1)
+    assert not pacing.trouble

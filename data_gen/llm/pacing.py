@@ -43,7 +43,8 @@ class Pacing:
     `requests_per_minute` and `tokens_per_minute` are limits that the user knows. A request for which `known` has a
     reply is answered with it at once, without a place.
 
-    Counted: `ambiguous` (lost after sending: may have been paid), `not_sent`, and of those `rate_limited`.
+    Counted: `ambiguous` (lost after sending: may have been paid), `not_sent`, and of those `rate_limited`. `trouble` is
+    what the last request failed of, while none was answered since.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Pacing:
         self.ambiguous = 0
         self.not_sent = 0
         self.rate_limited = 0
+        self.trouble = ""
         self._inner = inner
         self._known = known
         self._max_attempts = max_attempts
@@ -151,6 +153,7 @@ class Pacing:
                     return None
             else:
                 self._refused_in_a_row, self._answered_at = 0, self._clock()
+                self.trouble = ""
                 self._window = rates.widened(self._window, in_flight=self._places_taken)
                 used = self._used(reply) or used
                 return reply
@@ -266,6 +269,7 @@ class Pacing:
     # --- what was heard
 
     def _count(self, error: NotSent | Ambiguous) -> None:
+        self.trouble = str(error)
         if isinstance(error, Ambiguous):
             self.ambiguous += 1
             return
