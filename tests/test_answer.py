@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_generate import files, quiet, replies, serving, stop_after
+from signalled import stop_after
+from test_generate import files, quiet, replies, serving
 
 from configs.errors import UserError
 from configs.folder import FolderError

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from signalled import child, stop_after
 from test_evolve import SEED, Scripted
-from test_generate import child, files, over_http, quiet, replies, serving, stop_after
+from test_generate import files, over_http, quiet, replies, serving
 
 from data_gen import shards, world
 from data_gen.choice import Plan
