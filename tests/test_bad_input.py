@@ -6,10 +6,12 @@ must hold, and the folder that must not look finished afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,6 +170,40 @@ def an_export_over_something_else(flow: Flow, folder: Path) -> Mistake:
     return Mistake(["export", str(flow.run), "--out", str(out)], (str(out), "exists already", "another folder"), out)
 
 
+# --- journals
+
+
+def journal(name: str, damage: Callable[[Path], None], *says: str) -> None:
+    def prepare(flow: Flow, folder: Path) -> Mistake:
+        out = copied(flow.evolved, folder / "out")
+        (out / "complete.json").unlink()
+        damage(out / "journal.sqlite")
+        return Mistake(flow.evolve_command(out), ("journal.sqlite", *says), out)
+
+    MISTAKES[name] = prepare
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def as_format_2(file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA user_version = 2")
+
+
+def text_instead(file: Path) -> None:
+    file.write_text("years of work")
+
+
+journal("a flipped journal", flip, "damaged", "put back a copy", "pay anew")
+journal("a truncated journal", lambda file: os.truncate(file, 10_000), "damaged", "put back a copy", "pay anew")
+journal("a journal of an older format", as_format_2, "format 2", "use its version")
+journal("a journal that is none", text_instead, "put back a copy", "pay anew")
+
+
 # --- shards
 
 
@@ -184,12 +220,6 @@ def shard(name: str, damage: Callable[[Path], None], *says: str) -> None:
 
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-5])
-
-
-def flip(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
 
 
 shard("a truncated shard", truncate, "record", "at byte", "ends in the middle", "again")
