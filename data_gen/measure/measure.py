@@ -270,7 +270,8 @@ def _contamination_by_round(contamination: Contamination, records: Mapping[int, 
         }
         for round_, count in records.items()
     ]
-    told: dict[str, Any] = {"rounds": rounds, "files": [_plain(replace(file, file=Path(file.file).name)) for file in contamination.files]}
+    files = [replace(file, file=Path(file.file).name) for file in contamination.files]
+    told: dict[str, Any] = {"rounds": rounds, "files": _plain(files)}
     if decided.cleared or decided.unread:
         told["cleared by the judge"] = len(decided.cleared)
         told["verdicts that could not be read"] = len(decided.unread)
