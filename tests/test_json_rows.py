@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_gen.readers.json_rows import NOT_JSON, json_rows
@@ -41,6 +41,7 @@ def dribbled(data: bytes, *, few: int) -> list[tuple[int, Any]]:
 
 
 @given(st.lists(VALUES), st.integers(1, 9), st.booleans(), st.sampled_from([None, 1]))
+@example([0], 3, False, None)  # a number at the end of a window behind which nothing comes
 def test_an_array_is_the_same_wherever_the_window_ends(
     values: list[Any], few: int, escaped: bool, indent: int | None
 ) -> None:

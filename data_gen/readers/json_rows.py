@@ -94,8 +94,9 @@ class _Window:
             else:
                 # A number at the end of the window may go on behind it: 1 may become 1e-7.
                 whole = end + len("e-7") <= len(self._text) or not isinstance(found, int | float)
+                length = end - self._at  # growing, also in vain, drops what was read before
                 if whole or not self._grow():
-                    self._at = end
+                    self._at += length
                     return found
 
     def error(self, message: str, *, ahead: int = 0) -> _NotJson:
