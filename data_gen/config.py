@@ -217,6 +217,12 @@ Provider = Simulated | OpenAICompatible | Gemini
 """Whoever answers."""
 
 
+RewriteRule = Literal[
+    "no_gain", "refusal", "empty_answer", "copied_prompt", "invalid_input", "changed_meaning", "word_count"
+]
+"""The rules that can be switched; the first four are the published ones."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvolveConfig:
     """Evol-Instruct as published (arXiv 2304.12244, sections 3 and 4), each setting open to change."""
@@ -244,10 +250,8 @@ class EvolveConfig:
         "never", doc="when measured gain falls below pilot.margin: end that lineage, or every one after that round"
     )
     pilot: Pilot = setting(Pilot())
-    eliminate: tuple[
-        Literal["no_gain", "refusal", "empty_answer", "copied_prompt", "invalid_input", "word_count"], ...
-    ] = setting(
-        ("no_gain", "refusal", "empty_answer", "copied_prompt", "invalid_input"),
+    eliminate: tuple[RewriteRule, ...] = setting(
+        ("no_gain", "refusal", "empty_answer", "copied_prompt", "invalid_input", "changed_meaning"),
         doc="the rules that are on; there is word_count too, for rewrites that do not add 10 to 20 words",
     )
     answer_seeds: Literal["model", "keep"] = setting(

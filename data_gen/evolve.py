@@ -174,7 +174,7 @@ async def _evolved(
     heard = await ask("evolve", operation.prompt(parent.instruction), to=rewriter, context=parent.context)
     candidate = operation.parse(heard.text)
     reason = heard.reason or _fault_in_rewrite(candidate, parent=parent.instruction, by=operation, config=config)
-    if reason is None and "no_gain" in config.eliminate:
+    if reason is None and operation.judged_by in config.eliminate:
         verdict = await ask(
             "judge", equal_prompt(parent.instruction, candidate), to=model_name(config.judge or config.llm)
         )
@@ -226,7 +226,7 @@ async def answered(record: Record, prompt: str, *, by: str, model: ChatModel, sa
 
 def _judged(verdict: str, *, by: Operation) -> Reason | None:
     """Rule 1: an operation changes what is asked, but for one that is there to leave it as it is."""
-    return eliminate.changed_meaning(verdict) if by.kind == "same" else eliminate.no_gain(verdict)
+    return eliminate.changed_meaning(verdict) if by.judged_by == "changed_meaning" else eliminate.no_gain(verdict)
 
 
 def _fault_in_rewrite(candidate: str, *, parent: str, by: Operation, config: EvolveConfig) -> Reason | None:

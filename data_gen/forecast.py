@@ -223,9 +223,9 @@ def _requests(config: EvolveConfig, mean: _Mean, *, total: int) -> Iterator[_Ask
         for model, weight in zip(mixture.models, mixture.weights, strict=True):
             share = weight / sum(mixture.weights)
             yield _Asked(total * share, config.llm, model, rewriting + mean.context + before, after)
-        if "no_gain" in config.eliminate:
-            asked = _tokens(equal_prompt("", "")) + before + after
-            yield _Asked(total, judge, model_name(judge), asked, _VERDICT_TOKENS)
+        judged = statistics.fmean(OPERATIONS[name].judged_by in config.eliminate for name in config.operations)
+        asked = _tokens(equal_prompt("", "")) + before + after
+        yield _Asked(total * judged, judge, model_name(judge), asked, _VERDICT_TOKENS)
     ranked = config.pilot.lineages if config.choice == "bandit" or config.stop == "run" else 0
     scored = total if config.stop == "lineage" and config.rounds > 1 else 0
     measured = min(config.measure.difficulty_lineages, total)

@@ -32,6 +32,11 @@ class Operation:
     kind: Kind
 
     @property
+    def judged_by(self) -> Literal["no_gain", "changed_meaning"]:
+        """The rule that the judge's verdict on a rewrite is for."""
+        return "changed_meaning" if self.kind == "same" else "no_gain"
+
+    @property
     def template(self) -> str:
         return framing.template(self.name)
 

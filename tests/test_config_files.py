@@ -79,7 +79,8 @@ def test_evol_instruct_is_the_published_one_unless_told_otherwise(names: tuple[s
     config = load(EvolveConfig, files, told)
     assert {name: getattr(config, name) for name in PUBLISHED} == PUBLISHED
     rules = ("no_gain", "refusal", "empty_answer", "copied_prompt")
-    checked = () if files else ("invalid_input",)  # beyond the paper: what complicate_input adds must parse
+    # Beyond the paper: what complicate_input adds must parse, and a paraphrase must ask the same.
+    checked = () if files else ("invalid_input", "changed_meaning")
     assert config.eliminate == (*rules, *checked)
 
 

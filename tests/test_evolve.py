@@ -337,7 +337,8 @@ def test_too_few_words_are_dropped_where_that_rule_is_on_and_the_operation_adds_
     ("verdict", "rule"), [("Equal", ""), ("Not Equal", "changed_meaning"), ("Hm.", "unreadable_reply")]
 )
 def test_a_paraphrase_is_kept_where_the_judge_finds_it_equal(verdict: str, rule: str) -> None:
-    lineage = evolved(model=Scripted({(1, "judge"): reply(verdict)}), rounds=1, operations=("paraphrase",))
+    model = Scripted({(1, "judge"): reply(verdict)})
+    lineage = evolved(model=model, rounds=1, operations=("paraphrase",), eliminate=("changed_meaning",))
     assert [one.rule for one in lineage.rejected] == [rule] * bool(rule)
     if not rule:
         assert (lineage.records[1].operation, lineage.records[1].depth) == ("paraphrase", 0)
@@ -376,3 +377,14 @@ def test_what_was_dropped_is_measured_as_little_as_a_seed_twice() -> None:
     assert [record.round for record in lineage.records] == [0, 1, 3, 4]
     scored = [request.key.round for request in model.asked if request.key.purpose == "difficulty"]
     assert scored == [0, 1, 3]
+
+
+def test_each_operation_is_judged_for_its_own_rule_and_only_where_that_is_on() -> None:
+    for operation, rule, other in (
+        ("paraphrase", "changed_meaning", "no_gain"),
+        ("deepening", "no_gain", "changed_meaning"),
+    ):
+        for rules, is_judged in (((rule,), True), ((other,), False)):
+            model = Scripted({(1, "judge"): reply("Equal" if rule == "changed_meaning" else "Not Equal")})
+            evolved(model=model, rounds=1, operations=(operation,), eliminate=rules)
+            assert ("judge" in [request.key.purpose for request in model.asked]) is is_judged, (operation, rules)
