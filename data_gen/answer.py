@@ -23,7 +23,7 @@ from data_gen.llm import journal_file
 from data_gen.llm.budget import Ledger
 from data_gen.llm.chat import ChatModel
 from data_gen.llm.journal import JOURNAL, Journal
-from data_gen.llm.stack import Pace, Prepared, open_stack, prepare
+from data_gen.llm.stack import Prepared, Sending, open_stack, prepare
 from data_gen.operations import answer_prompt
 from data_gen.records import Record, Rejected, Turn
 from data_gen.run import BudgetReached, Progress, Run, Work, places
@@ -93,7 +93,7 @@ async def _answer(
     async with Journal.open(out / JOURNAL) as journal:
         await _check_dataset(config, out, asked, journal)
         ledger = Ledger(config.budget, spent=journal.spent)
-        async with open_stack(prepared, journal=journal, ledger=ledger, pace=Pace.of(config)) as stack:
+        async with open_stack(prepared, journal=journal, ledger=ledger, sending=Sending.of(config)) as stack:
             run = Run(journal=journal, stack=stack, progress=progress, stop=stop, total=total)
             work = Work(
                 total=total,

@@ -27,7 +27,7 @@ from data_gen.forecast import SAMPLED_SEEDS, Interval, expected
 from data_gen.llm.budget import Ledger
 from data_gen.llm.journal import JOURNAL, Journal
 from data_gen.llm.journal_file import Spent, spent_by_round
-from data_gen.llm.stack import Pace, Prepared, Stack, cast, open_stack, prepare
+from data_gen.llm.stack import Prepared, Sending, Stack, cast, open_stack, prepare
 from data_gen.records import Record
 from data_gen.run import BudgetReached, Progress, Run, RunError, Work, places
 from data_gen.settings import check, check_count, needs_pilot
@@ -171,7 +171,7 @@ async def _opened(begun: _Begun, *, stop: StopFlag) -> AsyncIterator[Run]:
         _check_seeds(config, out, found, journal)
         write_atomically(out / SEEDS, f"{found.sha256}\n")
         ledger = Ledger(config.budget, spent=journal.spent)
-        async with open_stack(begun.prepared, journal=journal, ledger=ledger, pace=Pace.of(config)) as stack:
+        async with open_stack(begun.prepared, journal=journal, ledger=ledger, sending=Sending.of(config)) as stack:
             yield Run(journal=journal, stack=stack, progress=begun.progress, stop=stop, total=total)
 
 

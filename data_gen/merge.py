@@ -28,7 +28,7 @@ from data_gen.llm import journal_file
 from data_gen.llm.budget import Ledger
 from data_gen.llm.journal import JOURNAL, Journal
 from data_gen.llm.journal_file import SavedLineage, Spent
-from data_gen.llm.stack import JUDGED, Pace, cast, open_stack, prepare
+from data_gen.llm.stack import JUDGED, Sending, cast, open_stack, prepare
 from data_gen.measure.measure import asks_judge
 
 _SAME_IN_ALL = "seeds_sha256"
@@ -92,7 +92,7 @@ async def _written(
     prepared = prepare({purpose: provider for purpose, provider in cast(config).items() if purpose in JUDGED})
     async with Journal.open(out / JOURNAL) as journal:
         ledger = Ledger(config.budget, spent=journal.spent)
-        async with open_stack(prepared, journal=journal, ledger=ledger, pace=Pace.of(config)) as stack:
+        async with open_stack(prepared, journal=journal, ledger=ledger, sending=Sending.of(config)) as stack:
 
             def facts() -> dict[str, Any]:
                 """The shards' counts, and the judge's beside them."""

@@ -30,7 +30,7 @@ from data_gen.llm.jobs_file import Job
 from data_gen.llm.journal import Journal
 from data_gen.llm.server import SimulatedServer
 from data_gen.llm.simulated import SimulatedChatModel
-from data_gen.llm.stack import Pace, cast, open_stack, prepare
+from data_gen.llm.stack import Sending, cast, open_stack, prepare
 from data_gen.llm.standstill import Standstill
 
 LIMITS = OpenAIBatch(poll_seconds=0.01)
@@ -143,14 +143,14 @@ def test_a_job_of_other_settings_stops_the_run_until_its_requests_may_be_asked_a
             await journal.commit(jobs_file.create)
             job = Job("label", "m", {request.digest: "echo" for request in REQUESTS})
             await journal.commit(lambda db: jobs_file.intend(db, job=job, service="https://elsewhere m"))
-            pace = Pace(concurrency=4, max_attempts=2)
+            sending = Sending(concurrency=4, max_attempts=2)
 
             async def opens(lost_jobs: LostJobs) -> None:
                 async with open_stack(
                     prepare(cast(config)),
                     journal=journal,
                     ledger=Ledger(Budget()),
-                    pace=replace(pace, lost_jobs=lost_jobs),
+                    sending=replace(sending, lost_jobs=lost_jobs),
                 ):
                     pass
 
@@ -168,5 +168,5 @@ def test_a_job_of_other_settings_stops_the_run_until_its_requests_may_be_asked_a
 
 def test_the_settings_of_a_run_reach_its_models() -> None:
     config = EvolveConfig(seeds=SimulatedSeeds(count=1), llm=Simulated())
-    assert Pace.of(config).lost_jobs == "stop"
-    assert Pace.of(replace(config, lost_jobs="ask_again")).lost_jobs == "ask_again"
+    assert Sending.of(config).lost_jobs == "stop"
+    assert Sending.of(replace(config, lost_jobs="ask_again")).lost_jobs == "ask_again"

@@ -15,12 +15,12 @@ from data_gen.llm.budget import Ledger
 from data_gen.llm.chat import ChatRequest, Message, Purpose, RequestKey
 from data_gen.llm.journal import Journal
 from data_gen.llm.server import SimulatedServer
-from data_gen.llm.stack import Pace, cast, open_stack, prepare
+from data_gen.llm.stack import Sending, cast, open_stack, prepare
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 LLM = OpenAICompatible(model="gpt-4o-mini", api_key_env="WIZARD_TEST_KEY")
 CONFIG = EvolveConfig(seeds=SimulatedSeeds(count=1), llm=LLM)
-PACE = Pace(concurrency=4, max_attempts=2)
+SENDING = Sending(concurrency=4, max_attempts=2)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_each_provider_is_opened_once_charged_at_its_price_and_counted_in_one_le
             prepared = prepare(cast(replace(CONFIG, llm=llm, judge=judge)))
             async with Journal.open(tmp_path / "journal.sqlite") as journal:
                 ledger = Ledger(Budget(), spent=journal.spent)
-                async with open_stack(prepared, journal=journal, ledger=ledger, pace=PACE) as stack:
+                async with open_stack(prepared, journal=journal, ledger=ledger, sending=SENDING) as stack:
                     assert (len(stack.pacings), len(stack.batches)) == (2, 0)
                     usd = 0.0
                     for purpose in PURPOSES:
@@ -104,7 +104,7 @@ def test_the_same_provider_for_all_is_one_client_with_one_pace(tmp_path: Path) -
         assert len(prepared.clients) == len(prepared.prices) == 1
         async with (
             Journal.open(tmp_path / "journal.sqlite") as journal,
-            open_stack(prepared, journal=journal, ledger=Ledger(Budget()), pace=PACE) as stack,
+            open_stack(prepared, journal=journal, ledger=Ledger(Budget()), sending=SENDING) as stack,
         ):
             assert len(stack.pacings) == 1
 

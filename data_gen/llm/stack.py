@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How fast each model may be asked (see `Pacing`), and whether again what a lost batch job was asked."""
+class Sending:
+    """How requests are sent: how fast (see `Pacing`), and whether what a lost batch job was asked is asked again."""
 
     concurrency: int
     max_attempts: int
@@ -120,13 +120,13 @@ def prepare(providers: Mapping[Purpose, Provider], *, models: Sequence[str] = ()
 
 
 @contextlib.asynccontextmanager
-async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pace: Pace) -> AsyncIterator[Stack]:
+async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, sending: Sending) -> AsyncIterator[Stack]:
     """Opens each provider once, whatever it is there for, and closes it in the end.
 
     Raises:
       UserError: batch jobs are under way of which these providers know nothing.
     """
-    await _account_for_jobs(prepared, journal=journal, lost_jobs=pace.lost_jobs)
+    await _account_for_jobs(prepared, journal=journal, lost_jobs=sending.lost_jobs)
     standstill = Standstill()
     ledger.while_waiting = standstill.standing
     opened: dict[Provider, ChatModel] = {}
@@ -148,7 +148,7 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pa
                     journal=journal,
                     standstill=standstill,
                     limits=provider.batch,
-                    lost_jobs=pace.lost_jobs,
+                    lost_jobs=sending.lost_jobs,
                 )
                 batches.append(await jobs.enter_async_context(batch))
                 inner = batch
@@ -157,10 +157,10 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, pa
             if not isinstance(inner, BatchChat):
                 model = Pacing(
                     model,
-                    concurrency=pace.concurrency,
-                    max_attempts=pace.max_attempts,
-                    requests_per_minute=pace.requests_per_minute,
-                    tokens_per_minute=pace.tokens_per_minute,
+                    concurrency=sending.concurrency,
+                    max_attempts=sending.max_attempts,
+                    requests_per_minute=sending.requests_per_minute,
+                    tokens_per_minute=sending.tokens_per_minute,
                     known=journal.known,
                 )
                 pacings.append(model)
