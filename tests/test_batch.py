@@ -226,7 +226,7 @@ def test_a_create_that_fails_before_or_after_the_job_exists_leaves_one_job(
     tmp_path: Path, when: str, failure: NotSent
 ) -> None:
     async def body() -> None:
-        provider = Provider(submit_failures=[(when, failure)] * 3, broken_downloads=2)  # type: ignore[list-item]
+        provider = Provider(submit_failures=[(when, failure)] * 3, broken_downloads=2)
         provider.look_failures = [NotSent("503"), Ambiguous("dropped")]
         requests = [asking(n) for n in range(20)]
         async with opened(tmp_path, provider) as held:
@@ -414,7 +414,7 @@ def test_whole_lineages_take_one_job_per_wave_of_dependent_requests(tmp_path: Pa
 
         async def one(seed: object, held: Open) -> Lineage:
             with held.standstill.lineage():
-                return await evolve_lineage(seed, model=held.model, config=config)  # type: ignore[arg-type]
+                return await evolve_lineage(seed, model=held.model, config=config)
 
         async with opened(tmp_path, provider) as held:
             assert await asyncio.gather(*(one(seed, held) for seed in seeds)) == expected

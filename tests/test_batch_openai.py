@@ -51,7 +51,7 @@ def asking(number: int, **changes: object) -> ChatRequest:
         max_tokens=64,
         seed=number,
     )
-    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(request, **changes)
 
 
 class Provider(SimulatedServer):
@@ -213,7 +213,7 @@ def test_what_a_line_of_results_says(line: dict[str, object], expected: object) 
                 if isinstance(outcome, NotSent)
                 else outcome.scope
                 if isinstance(outcome, Permanent)
-                else outcome.finish_reason  # type: ignore[union-attr]
+                else outcome.finish_reason
             )
             for nothing in (b"", b"{", b"[]", b'{"custom_id": 7}', b'{"id": "batch_req_1"}'):
                 assert service._result(nothing) is None
@@ -229,10 +229,10 @@ def test_a_full_queue_is_waited_for_and_a_wrong_file_stops_the_run(tmp_path: Pat
                 assert replies == await online(provider, [asking(0), asking(1)])
             assert len(provider.account.batches) == 2
             async with opened(tmp_path, provider) as held:
-                held.batch._service.line = lambda request, key: OpenAIBatchService.line(  # type: ignore[method-assign]
+                held.batch._service.line = lambda request, key: OpenAIBatchService.line(
                     held.batch._service,
                     request,
-                    key=key * 2,  # type: ignore[arg-type]
+                    key=key * 2,
                 )
                 (refused,) = await held.ask_all([asking(2)])
             assert isinstance(refused, Permanent)

@@ -66,7 +66,7 @@ class Provider(SimulatedServer):
         """Requests per job."""
         uris = [job.asked["inputConfig"]["gcsSource"]["uris"][0] for job in self.place.jobs.values()]
         names = [tuple(uri.removeprefix("gs://").split("/", 1)) for uri in uris]
-        return [len(self.place.store.objects[name].data.splitlines()) for name in names]  # type: ignore[index]
+        return [len(self.place.store.objects[name].data.splitlines()) for name in names]
 
 
 @dataclass
@@ -185,7 +185,7 @@ def test_a_job_that_fails_half_way_keeps_what_it_answered_and_one_without_its_fi
             assert await held.ask_all(requests) == await online(provider, requests)
             assert provider.sizes() == [10, 5]
             get = provider.place.store.get
-            provider.place.store.get = lambda bucket, name: get(bucket, f"no {name}")  # type: ignore[method-assign]
+            provider.place.store.get = lambda bucket, name: get(bucket, f"no {name}")
             (refused,) = await held.ask_all([asking(99)])
             assert isinstance(refused, Permanent)
             assert refused.scope == "run"
@@ -227,7 +227,7 @@ def test_what_a_line_of_results_says(line: dict[str, object], expected: object) 
                 if isinstance(outcome, NotSent)
                 else outcome.scope
                 if isinstance(outcome, Permanent)
-                else outcome.finish_reason  # type: ignore[union-attr]
+                else outcome.finish_reason
             )
             for nothing in (b"", b"{", b"[]", b'{"response": {}}', b'{"request": 7}'):
                 assert service._result(nothing) is None
@@ -332,4 +332,4 @@ def test_lists_are_read_to_their_end_and_hold_only_the_label_that_is_meant(tmp_p
 def test_settings_that_no_job_could_use_are_refused(changes: dict[str, object], told: str) -> None:
     config = Gemini(model="m", base_url="http://127.0.0.1:9", project="p", batch=BATCH)
     with pytest.raises(UserError, match=told):
-        VertexBatchService(replace(config, **changes))  # type: ignore[arg-type]
+        VertexBatchService(replace(config, **changes))

@@ -82,7 +82,7 @@ def storm(*segments: Segment, lineages: int = 300, seed: int = 0, **provider: fl
     """As many requests as the provider takes until the last segment ends, each lineage one after another."""
 
     async def run(clock: Callable[[], float]) -> LimitedProvider:
-        limited = LimitedProvider(clock=clock, segments=segments, seed=seed, **provider)  # type: ignore[arg-type]
+        limited = LimitedProvider(clock=clock, segments=segments, seed=seed, **provider)
         pacing = Pacing(limited, concurrency=512, max_attempts=8, clock=clock, sleep=asyncio.sleep)
         numbers = iter(range(10**9))
 

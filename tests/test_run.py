@@ -179,7 +179,7 @@ def test_a_model_that_can_not_be_used_ends_the_run_with_one_message(
 
 def test_a_bug_is_not_taken_for_a_user_s_mistake(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(finished(tmp_path, Provider(lambda _: 1 // 0), all_of(3)))  # type: ignore[arg-type, return-value]
+        asyncio.run(finished(tmp_path, Provider(lambda _: 1 // 0), all_of(3)))
 
 
 def test_told_to_stop_nothing_more_is_sent_and_what_is_in_flight_is_saved(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def client(server: SimulatedServer, platform: str) -> genai.Client:
     options = types.HttpOptions(base_url=server.address, retry_options=types.HttpRetryOptions(attempts=1))
     if platform == "ai_studio":
         return genai.Client(api_key="unused", http_options=options)
-    token: Credentials = Token(token="unused")  # type: ignore[no-untyped-call]
+    token: Credentials = Token(token="unused")
     return genai.Client(vertexai=True, project="p", location="global", credentials=token, http_options=options)
 
 

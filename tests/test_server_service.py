@@ -43,8 +43,8 @@ class VirtualTime(selectors.SelectSelector):
 def run_in_virtual_time(run: Callable[[Callable[[], float]], Coroutine[Any, Any, T]]) -> T:
     time = VirtualTime()
     loop = asyncio.SelectorEventLoop(time)
-    loop.time = lambda: time.now  # type: ignore[method-assign]
-    loop._clock_resolution = 1e-9  # type: ignore[attr-defined]
+    loop.time = lambda: time.now
+    loop._clock_resolution = 1e-9
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(run(loop.time))
 
@@ -166,7 +166,7 @@ def test_tokens_per_minute_are_what_passes_in_a_minute_and_a_tenth_more() -> Non
 
 def test_a_request_that_the_tokens_forbid_costs_no_request() -> None:
     limits: dict[str, float] = {"requests_per_second": 2, "tokens_per_minute": 1200, "latency_seconds": 0}
-    outcomes = served_in_a_minute(lambda clock: Conduct(**limits, clock=clock), every=0.05)  # type: ignore[arg-type]
+    outcomes = served_in_a_minute(lambda clock: Conduct(**limits, clock=clock), every=0.05)
     replies = [outcome.reply for outcome in outcomes if isinstance(outcome, Answered)]
     assert 1200 < sum(reply.input_tokens + reply.output_tokens for reply in replies) < 1400
 

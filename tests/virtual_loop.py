@@ -28,7 +28,7 @@ def run_virtually(work: Callable[[Callable[[], float]], Coroutine[Any, Any, T]])
     """What `work(clock)` returns; `asyncio.sleep` inside takes no time but that of the clock."""
     selector = _Jumping()
     loop = asyncio.SelectorEventLoop(selector)
-    loop.time = lambda: selector.now  # type: ignore[method-assign]
+    loop.time = lambda: selector.now
     try:
         return loop.run_until_complete(work(loop.time))
     finally:
