@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wizard_jax.progress import show_progress, show_table
+from wizard_jax.progress import _Lines, show_progress, show_table
 
 ROOT = Path(__file__).parents[1]
 ON_A_TERMINAL = """
@@ -36,6 +36,18 @@ def test_without_a_terminal_lines_are_few(capsys: pytest.CaptureFixture[str]) ->
         for done in range(5000):
             progress(done, 5000, {})
     assert capsys.readouterr().out.splitlines() == ["evolve 0/5,000"]
+
+
+def test_without_a_terminal_a_line_says_how_much_time_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    times = iter([100.0, 160.0, 400.0])
+    lines = _Lines("evolve", clock=lambda: next(times))
+    for done in (10, 40, 160):  # a run that goes on: 30 in the first minute
+        lines(done, 160, {"dropped": 2})
+    assert capsys.readouterr().out.splitlines() == [
+        "evolve 10/160 dropped 2",
+        "evolve 40/160 dropped 2, time left 0:04:00",
+        "evolve 160/160 dropped 2",
+    ]
 
 
 def on_a_terminal(program: str, *, columns: int, **variables: str) -> str:

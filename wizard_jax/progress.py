@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -77,17 +78,23 @@ def _width(told: Sequence[tuple[str, str]], *, columns: int) -> int:
 
 
 class _Lines:
-    """A line at the start, at the end, and every ten seconds between."""
+    """A line at the start, at the end, and every ten seconds between, with the time left at the pace so far."""
 
-    def __init__(self, verb: str) -> None:
+    def __init__(self, verb: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._verb = verb
-        self._next = 0.0
+        self._clock = clock
+        self._next = float("-inf")
+        self._begun: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
-        now = time.monotonic()
+        now = self._clock()
+        began, before = self._begun = self._begun or (now, done)
         if now >= self._next or done >= total:
             self._next = now + SECONDS_BETWEEN_LINES
-            print(f"{self._verb} {done:,}/{total:,} {_text(facts)}".rstrip(), flush=True)
+            if before < done < total:
+                left = (now - began) / (done - before) * (total - done)
+                facts = {**facts, "time left": str(timedelta(seconds=round(left)))}
+            say(f"{self._verb} {done:,}/{total:,} {_text(facts)}".rstrip())
 
 
 def _text(facts: Mapping[str, int | str | float]) -> str:
