@@ -11,24 +11,22 @@ import random
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from batch_client import config_for, evolve_all
 from batch_provider import Counting
+from batch_runs import Open, opened_over, run
 
 from configs.errors import UserError
 from data_gen import world
 from data_gen.config import EvolveConfig, OpenAIBatch, OpenAICompatible, Price, Simulated, SimulatedSeeds
 from data_gen.generate import generate
-from data_gen.llm.batch import BatchChat
 from data_gen.llm.batch_openai import OpenAIBatchService
 from data_gen.llm.batch_service import Gone
 from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
-from data_gen.llm.journal import Journal
 from data_gen.llm.openai import OpenAIChat
 from data_gen.llm.server import SimulatedServer, openai_batches, openai_wire
 from data_gen.llm.server.batch_faults import BatchFaults, BatchTrouble
@@ -85,48 +83,15 @@ class Provider(SimulatedServer):
         return OpenAICompatible(model=NAME, base_url=self.base_url)
 
 
-@dataclass
-class Open:
-    batch: BatchChat
-    journal: Journal
-    standstill: Standstill
-
-    async def ask_all(self, requests: list[ChatRequest]) -> list[ChatReply | BaseException]:
-        model = self.journal.wrap(self.batch, sends="in jobs")
-
-        async def one(request: ChatRequest) -> ChatReply:
-            with self.standstill.lineage():
-                return await model.complete(request)
-
-        return await asyncio.gather(*map(one, requests), return_exceptions=True)
-
-
-@contextlib.asynccontextmanager
-async def opened(path: Path, provider: Provider, *, limits: OpenAIBatch = LIMITS) -> AsyncIterator[Open]:
-    async def sleep(seconds: float) -> None:
-        await asyncio.sleep(min(seconds, 0.01))
-
-    standstill = Standstill(settle_seconds=0.02)
-    async with (
-        OpenAIBatchService(provider.config) as service,
-        Journal.open(path / "journal.sqlite") as journal,
-        BatchChat(service, journal=journal, standstill=standstill, limits=limits, sleep=sleep) as batch,
-    ):
-        yield Open(batch, journal, standstill)
-    await asyncio.sleep(0.05)  # the server sees the client's connections end
+def opened(
+    path: Path, provider: Provider, *, limits: OpenAIBatch = LIMITS
+) -> contextlib.AbstractAsyncContextManager[Open]:
+    return opened_over(OpenAIBatchService(provider.config), path=path, limits=limits)
 
 
 async def online(provider: Provider, requests: list[ChatRequest]) -> list[ChatReply]:
     async with OpenAIChat(provider.config) as model:
         return await asyncio.gather(*map(model.complete, requests))
-
-
-def run(body: Awaitable[None]) -> None:
-    async def within() -> None:
-        async with asyncio.timeout(120):
-            await body
-
-    asyncio.run(within())
 
 
 def test_whole_lineages_take_one_job_per_wave_and_come_out_as_online(tmp_path: Path) -> None:

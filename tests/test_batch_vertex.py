@@ -7,23 +7,21 @@ import contextlib
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from batch_client import config_for, evolve_all
 from batch_provider import Counting
+from batch_runs import Open, opened_over, run
 
 from configs.errors import UserError
 from data_gen import world
 from data_gen.config import Gemini, Simulated, VertexBatch
-from data_gen.llm.batch import BatchChat
 from data_gen.llm.batch_service import Gone
 from data_gen.llm.batch_vertex import VertexBatchService
 from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
 from data_gen.llm.gemini import GeminiChat
-from data_gen.llm.journal import Journal
 from data_gen.llm.server import SimulatedServer, gemini_wire, vertex_batches
 from data_gen.llm.server.batch_faults import BatchFaults, BatchTrouble
 from data_gen.llm.server.http import HttpAnswer, HttpRequest, Refused, Route
@@ -69,48 +67,13 @@ class Provider(SimulatedServer):
         return [len(self.place.store.objects[name].data.splitlines()) for name in names]
 
 
-@dataclass
-class Open:
-    batch: BatchChat
-    journal: Journal
-    standstill: Standstill
-
-    async def ask_all(self, requests: list[ChatRequest]) -> list[ChatReply | BaseException]:
-        model = self.journal.wrap(self.batch, sends="in jobs")
-
-        async def one(request: ChatRequest) -> ChatReply:
-            with self.standstill.lineage():
-                return await model.complete(request)
-
-        return await asyncio.gather(*map(one, requests), return_exceptions=True)
-
-
-@contextlib.asynccontextmanager
-async def opened(path: Path, provider: Provider) -> AsyncIterator[Open]:
-    async def sleep(seconds: float) -> None:
-        await asyncio.sleep(min(seconds, 0.01))
-
-    standstill = Standstill(settle_seconds=0.02)
-    async with (
-        VertexBatchService(provider.config) as service,
-        Journal.open(path / "journal.sqlite") as journal,
-        BatchChat(service, journal=journal, standstill=standstill, limits=BATCH, sleep=sleep) as batch,
-    ):
-        yield Open(batch, journal, standstill)
-    await asyncio.sleep(0.05)  # the server sees the client's connections end
+def opened(path: Path, provider: Provider) -> contextlib.AbstractAsyncContextManager[Open]:
+    return opened_over(VertexBatchService(provider.config), path=path, limits=BATCH)
 
 
 async def online(provider: Provider, requests: list[ChatRequest]) -> list[ChatReply]:
     async with GeminiChat(replace(provider.config, batch=None)) as model:
         return await asyncio.gather(*map(model.complete, requests))
-
-
-def run(body: Awaitable[None]) -> None:
-    async def within() -> None:
-        async with asyncio.timeout(120):
-            await body
-
-    asyncio.run(within())
 
 
 def test_whole_lineages_take_one_job_per_wave_and_come_out_as_online(tmp_path: Path) -> None:
