@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import Scripted
+from loopback import Scripted, certificate
 from loopback import http as told
 from run_files import unwatched
 from served import Asked, serving
-from test_gemini import certificate
 from wizard_children import Parent, parent_of_wizards, until
 
 from configs.errors import UserError

@@ -7,15 +7,10 @@ import json
 import ssl
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-from loopback import Scripted, http
+from loopback import Scripted, certificate, http
 from test_gemini import GOOD, Platform, ask, asking, error
 
 from configs.errors import UserError
@@ -87,24 +82,6 @@ def test_an_address_that_is_none_or_in_the_clear_is_refused(base_url: str) -> No
 def test_a_name_that_would_change_the_address_is_refused(names: dict[str, str]) -> None:
     with pytest.raises(UserError, match=f"llm.{next(iter(names))} = "):
         GeminiChat(Gemini(**{"model": "m", "base_url": "http://127.0.0.1:9", **names}))
-
-
-def certificate(host: str, folder: Path) -> Path:
-    """A file with the host's key and a certificate that it signed itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    plain = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "host.pem").write_bytes(plain + signed.public_bytes(pem))
-    return folder / "host.pem"
 
 
 def test_the_key_goes_to_the_server_over_tls_and_into_no_message(
