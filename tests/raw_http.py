@@ -7,6 +7,7 @@ import json
 
 from data_gen.config import Faults, Simulated
 from data_gen.llm.server import SimulatedServer
+from data_gen.llm.server.service import Conduct
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -44,7 +45,9 @@ def served(raw: bytes, *, faults: Faults | None = None) -> tuple[list[Answer], S
     """What a server of its own answers, and that server, with its counts."""
 
     async def run() -> tuple[list[Answer], SimulatedServer]:
-        async with SimulatedServer(Simulated(faults=faults or Faults()), latency_seconds=0.0) as server:
+        async with SimulatedServer(
+            Simulated(faults=faults or Faults()), conduct=Conduct(latency_seconds=0.0)
+        ) as server:
             return await exchange(server, raw), server
 
     return asyncio.run(run())

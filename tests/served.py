@@ -14,7 +14,7 @@ from typing import Any
 from data_gen.config import Faults, Simulated
 from data_gen.llm.server import SimulatedServer, openai_wire
 from data_gen.llm.server.http import HttpAnswer, HttpRequest, Route
-from data_gen.llm.server.service import Service
+from data_gen.llm.server.service import Conduct, Service
 
 
 @dataclass
@@ -63,9 +63,9 @@ class Served:
 
 @contextlib.contextmanager
 def serving(faults: Faults | None = None, *, asked: Asked | None = None, **conduct: Any) -> Iterator[Served]:
-    """Serves while it is entered; `conduct` is what `SimulatedServer` takes, `asked` one that answers otherwise."""
+    """Serves while it is entered; `conduct` is what `Conduct` takes, `asked` one that answers otherwise."""
     asked = asked or Asked()
-    server = SimulatedServer(Simulated(faults=faults or Faults()), formats=[asked.routes], **conduct)
+    server = SimulatedServer(Simulated(faults=faults or Faults()), formats=[asked.routes], conduct=Conduct(**conduct))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

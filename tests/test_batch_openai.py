@@ -32,7 +32,7 @@ from data_gen.llm.server import SimulatedServer, openai_batches, openai_wire
 from data_gen.llm.server.batch_faults import BatchFaults, BatchTrouble
 from data_gen.llm.server.http import HttpAnswer, HttpRequest, Route
 from data_gen.llm.server.openai_batches import OpenAIBatches
-from data_gen.llm.server.service import Service
+from data_gen.llm.server.service import Conduct, Service
 from data_gen.llm.simulated import NAME
 from data_gen.llm.standstill import Standstill
 
@@ -66,7 +66,7 @@ class Provider(SimulatedServer):
             self.account = OpenAIBatches(service, BatchTrouble(faults or BatchFaults()))
             return tuple(self._counted(route) for route in openai_batches.account_routes(self.account))
 
-        super().__init__(Simulated(), latency_seconds=0.0, formats=(openai_wire.routes, routes))
+        super().__init__(Simulated(), conduct=Conduct(latency_seconds=0.0), formats=(openai_wire.routes, routes))
 
     def _counted(self, route: Route) -> Route:
         name = f"{route.method} {route.path}"

@@ -25,7 +25,7 @@ from data_gen.llm.gemini import GeminiChat
 from data_gen.llm.server import SimulatedServer, gemini_wire, vertex_batches
 from data_gen.llm.server.batch_faults import BatchFaults, BatchTrouble
 from data_gen.llm.server.http import HttpAnswer, HttpRequest, Refused, Route
-from data_gen.llm.server.service import Service
+from data_gen.llm.server.service import Conduct, Service
 from data_gen.llm.server.vertex_batches import VertexBatches
 from data_gen.llm.simulated import NAME
 from data_gen.llm.standstill import Standstill
@@ -54,7 +54,7 @@ class Provider(SimulatedServer):
             self.place = VertexBatches(service, BatchTrouble(faults or BatchFaults()))
             return vertex_batches.place_routes(self.place)
 
-        super().__init__(Simulated(), latency_seconds=0.0, formats=(gemini_wire.routes, routes))
+        super().__init__(Simulated(), conduct=Conduct(latency_seconds=0.0), formats=(gemini_wire.routes, routes))
 
     @property
     def config(self) -> Gemini:
@@ -244,7 +244,7 @@ def test_a_bucket_that_can_not_be_written_to_stops_the_run_with_what_to_do(
 
     async def body() -> None:
         formats = (closed, vertex_batches.routes)
-        async with SimulatedServer(Simulated(), latency_seconds=0.0, formats=formats) as server:
+        async with SimulatedServer(Simulated(), conduct=Conduct(latency_seconds=0.0), formats=formats) as server:
             config = Gemini(model=NAME, base_url=server.address, project="p", location="us-central1", batch=BATCH)
             async with VertexBatchService(config) as service:
                 with (tmp_path / "lines").open("w+b") as lines:

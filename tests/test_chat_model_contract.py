@@ -19,6 +19,7 @@ from data_gen.llm.openai import OpenAIChat
 from data_gen.llm.pacing import Pacing
 from data_gen.llm.pricing import Prices
 from data_gen.llm.server import SimulatedServer
+from data_gen.llm.server.service import Conduct
 from data_gen.llm.simulated import SimulatedChatModel
 
 OpenModel = Callable[[Path, Faults], AbstractAsyncContextManager[ChatModel]]
@@ -31,7 +32,7 @@ async def in_process(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
 
 @asynccontextmanager
 async def over_http(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
-    async with SimulatedServer(Simulated(faults=faults), latency_seconds=0.001) as server:
+    async with SimulatedServer(Simulated(faults=faults), conduct=Conduct(latency_seconds=0.001)) as server:
         config = OpenAICompatible(model="simulated-llm", base_url=server.base_url, api_key_env="NO_SUCH_KEY")
         async with OpenAIChat(config) as chat:
             yield chat
@@ -39,7 +40,7 @@ async def over_http(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
 
 @asynccontextmanager
 async def gemini_over_http(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
-    async with SimulatedServer(Simulated(faults=faults), latency_seconds=0.001) as server:
+    async with SimulatedServer(Simulated(faults=faults), conduct=Conduct(latency_seconds=0.001)) as server:
         config = Gemini(model="simulated-llm", base_url=server.address)
         async with GeminiChat(config) as chat:
             yield chat
@@ -47,7 +48,7 @@ async def gemini_over_http(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
 
 @asynccontextmanager
 async def ai_studio_over_http(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
-    async with SimulatedServer(Simulated(faults=faults), latency_seconds=0.001) as server:
+    async with SimulatedServer(Simulated(faults=faults), conduct=Conduct(latency_seconds=0.001)) as server:
         config = Gemini(model="simulated-llm", platform="ai_studio", base_url=server.address, thinking_budget=0)
         async with GeminiChat(config) as chat:
             yield chat

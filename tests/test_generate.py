@@ -21,6 +21,7 @@ from data_gen import operations, shards, world
 from data_gen.config import EvolveConfig, Faults, OpenAICompatible, Price, SeedFile, Simulated, SimulatedSeeds
 from data_gen.generate import generate
 from data_gen.llm.server import SimulatedServer
+from data_gen.llm.server.service import Conduct
 
 CONTENT_FAULTS = Faults(unchanged=0.1, refusal=0.05, copied_prompt=0.05, empty=0.05, truncated=0.03, filtered=0.02)
 FREE = Price(input=0.0, output=0.0)
@@ -58,7 +59,9 @@ def serving(faults: Faults, *, latency_seconds: float = 0.0) -> Iterator[Simulat
 
     async def serve() -> None:
         stop = asyncio.Event()
-        async with SimulatedServer(Simulated(faults=faults), latency_seconds=latency_seconds) as server:
+        async with SimulatedServer(
+            Simulated(faults=faults), conduct=Conduct(latency_seconds=latency_seconds)
+        ) as server:
             held.append((server, asyncio.get_running_loop(), stop))
             started.set()
             await stop.wait()

@@ -249,7 +249,7 @@ def outcomes_of(texts: list[str], *, seed: int) -> dict[str, list[object]]:
 
     async def run() -> dict[str, list[object]]:
         outcomes: dict[str, list[object]] = {}
-        async with SimulatedServer(Simulated(faults=FAULTS), seed=seed, latency_seconds=0.0) as server:
+        async with SimulatedServer(Simulated(faults=FAULTS), conduct=Conduct(seed=seed, latency_seconds=0.0)) as server:
             for text in texts:
                 answers = await exchange(server, post(asked(text), close=True))
                 outcome = (
@@ -284,7 +284,7 @@ def test_faults_depend_on_content_and_arrival_and_seed_but_not_on_order() -> Non
 def test_a_slow_answer_takes_ten_times_as_long() -> None:
     async def seconds(faults: Faults) -> float:
         loop = asyncio.get_running_loop()
-        async with SimulatedServer(Simulated(faults=faults), latency_seconds=0.1) as server:
+        async with SimulatedServer(Simulated(faults=faults), conduct=Conduct(latency_seconds=0.1)) as server:
             began = loop.time()
             await exchange(server, post(asked(), close=True))
             return loop.time() - began
@@ -298,9 +298,8 @@ def test_more_requests_than_the_rate_are_told_when_to_come_again() -> None:
 
     async def run() -> list[list[Answer]]:
         batch = b"".join(post(asked(str(i))) for i in range(15))
-        async with SimulatedServer(
-            Simulated(), requests_per_second=10, latency_seconds=0.0, clock=lambda: now[0]
-        ) as server:
+        conduct = Conduct(requests_per_second=10, latency_seconds=0.0, clock=lambda: now[0])
+        async with SimulatedServer(Simulated(), conduct=conduct) as server:
             first = await exchange(server, batch)
             now[0] += 0.3
             return [first, await exchange(server, batch)]

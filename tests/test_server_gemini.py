@@ -17,6 +17,7 @@ from raw_http import exchange, post, served
 from data_gen.config import Faults, Simulated
 from data_gen.llm.chat import ChatRequest, Message, RequestKey
 from data_gen.llm.server import SimulatedServer, gemini_wire
+from data_gen.llm.server.service import Conduct
 from data_gen.llm.simulated import NAME, SimulatedChatModel
 
 VERTEX = "/v1beta1/projects/p/locations/global/publishers/google/models/gemini-x:generateContent"
@@ -44,7 +45,9 @@ def generate(
 
     async def run() -> tuple[list[types.GenerateContentResponse | errors.APIError], SimulatedServer]:
         outcomes: list[types.GenerateContentResponse | errors.APIError] = []
-        async with SimulatedServer(Simulated(faults=faults or Faults()), latency_seconds=0.0) as server:
+        async with SimulatedServer(
+            Simulated(faults=faults or Faults()), conduct=Conduct(latency_seconds=0.0)
+        ) as server:
             google = client(server, platform)
             for prompt in prompts:
                 given: dict[str, Any] = {"model": "gemini-x", "contents": prompt, "config": config}

@@ -176,7 +176,8 @@ def told_to_wait(form: RetryAfter, *, faults: Faults | None = None, rate: float 
 
     async def run() -> list[str | None]:
         server = SimulatedServer(
-            Simulated(faults=faults or Faults()), requests_per_second=rate, latency_seconds=0.0, retry_after=form
+            Simulated(faults=faults or Faults()),
+            conduct=Conduct(requests_per_second=rate, latency_seconds=0.0, retry_after=form),
         )
         async with server:
             raw = b"".join(post({"model": NAME, "messages": [{"role": "user", "content": str(i)}]}) for i in range(20))
@@ -237,15 +238,15 @@ def test_what_can_not_be_is_refused_by_the_command(
 
 def test_a_rate_and_a_schedule_are_not_given_both() -> None:
     with pytest.raises(UserError, match="not both"):
-        SimulatedServer(Simulated(), requests_per_second=1.0, schedule=STORM)
+        SimulatedServer(Simulated(), conduct=Conduct(requests_per_second=1.0, schedule=STORM))
 
 
 def test_limits_that_change_show_at_the_socket() -> None:
     now = [0.0]
 
     async def run() -> list[int]:
-        conduct: dict[str, Any] = {"schedule": ((0.0, 5.0), (10.0, 1.0)), "latency_seconds": 0.0}
-        async with SimulatedServer(Simulated(), clock=lambda: now[0], **conduct) as server:
+        conduct = Conduct(schedule=((0.0, 5.0), (10.0, 1.0)), latency_seconds=0.0, clock=lambda: now[0])
+        async with SimulatedServer(Simulated(), conduct=conduct) as server:
             full = [server.full_replies]
             for second in range(20):
                 now[0] = float(second)

@@ -69,6 +69,28 @@ def _add_simulate_llm(parser: argparse.ArgumentParser) -> None:
     )
     forms = ("seconds", "date", "garbage", "negative", "huge", "none")
     parser.add_argument("--retry-after", choices=forms, default="seconds", help="how a 429 says when to come again")
+    jobs = parser.add_argument_group("batch jobs, in which results always come shuffled")
+    jobs.add_argument("--batch-looks", type=int, default=1, metavar="N", help="looks at a job that find it unfinished")
+    jobs.add_argument("--batch-missing", type=float, default=0.0, metavar="SHARE", help="of a job's lines, left out")
+    jobs.add_argument("--batch-duplicated", type=float, default=0.0, metavar="SHARE", help="of its lines, there twice")
+    jobs.add_argument(
+        "--batch-swapped", type=float, default=0.0, metavar="SHARE", help="with one another's keys (Vertex AI)"
+    )
+    jobs.add_argument(
+        "--batch-creates",
+        choices=("503 before", "503 after"),
+        action="append",
+        default=[],
+        help="what becomes of the next creation; 'after': the job exists all the same",
+    )
+    jobs.add_argument(
+        "--batch-endings",
+        choices=("complete", "cut short", "failed"),
+        action="append",
+        default=[],
+        help="how the next job ends; those that nothing is said of end complete",
+    )
+    jobs.add_argument("--batch-broken-downloads", type=int, default=0, metavar="N", help="that are dropped")
     parser.add_argument("settings", nargs="*", metavar="fault=share", help="as in rate_limited=0.1 malformed=0.02")
 
 
@@ -191,11 +213,14 @@ def _simulate_llm(arguments: argparse.Namespace) -> None:
     from configs.loader import load
     from data_gen.config import Faults
     from data_gen.llm.server import run_server
+    from data_gen.llm.server.batch_faults import BatchFaults
     from data_gen.llm.server.service import Conduct
     from wizard_jax.progress import say
 
     names = ("seed", "requests_per_second", "tokens_per_minute", "latency_seconds", "latency_spread", "retry_after")
-    conduct = Conduct(**{name: getattr(arguments, name) for name in names})
+    of_jobs = ("looks", "missing", "duplicated", "swapped", "creates", "endings", "broken_downloads")
+    batch = BatchFaults(seed=arguments.seed, **{name: getattr(arguments, f"batch_{name}") for name in of_jobs})
+    conduct = Conduct(**{name: getattr(arguments, name) for name in names}, batch=batch)
     run_server(port=arguments.port, faults=load(Faults, [], arguments.settings), conduct=conduct, say=say)
 
 

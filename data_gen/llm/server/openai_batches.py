@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data_gen.llm.server.batch_faults import BatchFaults, BatchTrouble, Ending
+from data_gen.llm.server.batch_faults import BatchTrouble, Ending
 from data_gen.llm.server.fields import read_json
 from data_gen.llm.server.http import Handler, HttpAnswer, HttpRequest, Refused, Route
 from data_gen.llm.server.openai_wire import answer_one, refusal
@@ -194,9 +194,9 @@ class OpenAIBatches:
         return self._add(b"".join(json.dumps(line).encode() + b"\n" for line in found)) if found else None
 
 
-def routes(service: Service, *, faults: BatchFaults | None = None) -> tuple[Route, ...]:
+def routes(service: Service) -> tuple[Route, ...]:
     """The routes of an account that has no files and no jobs yet."""
-    return account_routes(OpenAIBatches(service, BatchTrouble(faults or BatchFaults())))
+    return account_routes(OpenAIBatches(service, BatchTrouble(service.batch_faults)))
 
 
 def account_routes(account: OpenAIBatches) -> tuple[Route, ...]:

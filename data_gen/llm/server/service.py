@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from configs.errors import UserError
 from data_gen.config import Simulated
 from data_gen.llm.chat import ChatReply, ChatRequest
+from data_gen.llm.server.batch_faults import BatchFaults
 from data_gen.llm.server.faults import (
     RetryAfter,
     TokenBucket,
@@ -65,6 +66,7 @@ class Conduct:
       latency_seconds: the median time to an answer.
       latency_spread: sigma of the log-normal distribution of the latency; 0 makes it constant.
       retry_after: the form of that header in a 429.
+      batch: what goes wrong with batch jobs.
       clock: seconds, for the permitted rates.
     """
 
@@ -75,7 +77,11 @@ class Conduct:
     latency_seconds: float = 0.01
     latency_spread: float = 0.0
     retry_after: RetryAfter = "seconds"
+    batch: BatchFaults = BatchFaults()
     clock: Callable[[], float] = time.monotonic
+
+
+ORDINARY = Conduct()
 
 
 class Service:
@@ -91,6 +97,7 @@ class Service:
         self.full_replies = 0
         self.limited = 0
         self.clock = conduct.clock
+        self.batch_faults = conduct.batch
         self._conduct = conduct
         self._faults = config.faults
         self._model = SimulatedChatModel(config)

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Self
 
 from configs.errors import UserError
 from data_gen.config import Faults, Simulated
 from data_gen.llm.server import gemini_wire, openai_batches, openai_wire, vertex_batches
 from data_gen.llm.server.connection import Connection
-from data_gen.llm.server.faults import RetryAfter
 from data_gen.llm.server.http import Route
-from data_gen.llm.server.service import Conduct, Service
+from data_gen.llm.server.service import ORDINARY, Conduct, Service
 from data_gen.llm.simulated import NAME
 
 Format = Callable[[Service], Sequence[Route]]
@@ -50,26 +47,9 @@ class SimulatedServer:
         config: Simulated,
         *,
         port: int = 0,
-        seed: int = 0,
-        requests_per_second: float | None = None,
-        schedule: Sequence[tuple[float, float]] = (),
-        tokens_per_minute: float | None = None,
-        latency_seconds: float = 0.01,
-        latency_spread: float = 0.0,
-        retry_after: RetryAfter = "seconds",
-        clock: Callable[[], float] = time.monotonic,
+        conduct: Conduct = ORDINARY,
         formats: Sequence[Format] = FORMATS,
     ) -> None:
-        conduct = Conduct(
-            seed=seed,
-            requests_per_second=requests_per_second,
-            schedule=schedule,
-            tokens_per_minute=tokens_per_minute,
-            latency_seconds=latency_seconds,
-            latency_spread=latency_spread,
-            retry_after=retry_after,
-            clock=clock,
-        )
         self.service = Service(config, conduct)
         self.port = port
         self._routes = tuple(route for form in formats for route in form(self.service))
@@ -108,17 +88,13 @@ class SimulatedServer:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self._server.close()
         await asyncio.gather(*(connection.close() for connection in list(self._connections)))
         await self._server.wait_closed()
 
 
-def run_server(
-    *, port: int, faults: Faults, conduct: Conduct | None = None, say: Callable[[str], None] = print
-) -> None:
+def run_server(*, port: int, faults: Faults, conduct: Conduct = ORDINARY, say: Callable[[str], None] = print) -> None:
     """Serves until SIGTERM or Ctrl-C; `say` gets the addresses once it listens, and the counts at the end.
 
     Raises:
@@ -129,7 +105,7 @@ def run_server(
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with SimulatedServer(Simulated(faults=faults), port=port, **vars(conduct or Conduct())) as server:
+        async with SimulatedServer(Simulated(faults=faults), port=port, conduct=conduct) as server:
             say(f"{NAME} listens on {server.base_url} (OpenAI) and {server.address} (Gemini); Ctrl-C stops it")
             await stop.wait()
         say(f"{server.requests} requests, {server.full_replies} answered in full, {server.limited} over the limit")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_gen.llm.server.batch_faults import BatchFaults, BatchTrouble, Ending
+from data_gen.llm.server.batch_faults import BatchTrouble, Ending
 from data_gen.llm.server.fields import read_json
 from data_gen.llm.server.gemini_wire import answer_one, refusal
 from data_gen.llm.server.http import Handler, HttpAnswer, HttpRequest, Refused, Route
@@ -163,9 +163,9 @@ class VertexBatches:
         }
 
 
-def routes(service: Service, *, faults: BatchFaults | None = None) -> tuple[Route, ...]:
+def routes(service: Service) -> tuple[Route, ...]:
     """The routes of a Vertex AI and a Cloud Storage that hold nothing yet."""
-    return place_routes(VertexBatches(service, BatchTrouble(faults or BatchFaults())))
+    return place_routes(VertexBatches(service, BatchTrouble(service.batch_faults)))
 
 
 def place_routes(batches: VertexBatches) -> tuple[Route, ...]:
