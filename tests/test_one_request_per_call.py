@@ -7,57 +7,16 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
+from clients import EVERY, Open, gemini_on_vertex, openai
 from loopback import Scripted, http
 
-from data_gen.config import Faults, Gemini, OpenAICompatible, Simulated
-from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
-from data_gen.llm.gemini import GeminiChat
-from data_gen.llm.openai import OpenAIChat
+from data_gen.config import Faults, Simulated
+from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
 from data_gen.llm.server import SimulatedServer
-
-Open = Callable[[str], AbstractAsyncContextManager[ChatModel]]
-
-
-@asynccontextmanager
-async def openai(address: str) -> AsyncIterator[ChatModel]:
-    config = OpenAICompatible(model="m", base_url=f"{address}/v1", api_key_env="NO_SUCH_KEY", timeout_seconds=10.0)
-    async with OpenAIChat(config) as chat:
-        yield chat
-
-
-@asynccontextmanager
-async def openai_by_google_credentials(address: str) -> AsyncIterator[ChatModel]:
-    async def token() -> str:
-        return "a-token"
-
-    config = OpenAICompatible(model="m", base_url=f"{address}/v1", credentials="google", timeout_seconds=10.0)
-    async with OpenAIChat(config, token=token) as chat:
-        yield chat
-
-
-@asynccontextmanager
-async def gemini_on_vertex(address: str) -> AsyncIterator[ChatModel]:
-    async with GeminiChat(Gemini(model="m", base_url=address, timeout_seconds=10.0)) as chat:
-        yield chat
-
-
-@asynccontextmanager
-async def gemini_on_ai_studio(address: str) -> AsyncIterator[ChatModel]:
-    config = Gemini(model="m", platform="ai_studio", base_url=address, timeout_seconds=10.0)
-    async with GeminiChat(config) as chat:
-        yield chat
-
-
-EVERY = pytest.mark.parametrize(
-    "client",
-    [openai, openai_by_google_credentials, gemini_on_vertex, gemini_on_ai_studio],
-    ids=lambda function: function.__name__,
-)
+from data_gen.llm.server.service import Conduct
 
 
 def asking(what: object) -> ChatRequest:
@@ -128,7 +87,7 @@ def test_60_calls_are_60_requests_to_a_provider_that_misbehaves_in_every_way(cli
 
     async def run() -> int:
         faults = Faults(**dict.fromkeys(kinds, 0.15))
-        async with SimulatedServer(Simulated(faults=faults), latency_seconds=0.0) as server:
+        async with SimulatedServer(Simulated(faults=faults), conduct=Conduct(latency_seconds=0.0)) as server:
             async with client(server.address) as chat:
                 calls = (chat.complete(asking(i)) for i in range(60))
                 outcomes = await asyncio.gather(*calls, return_exceptions=True)
