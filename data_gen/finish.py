@@ -21,9 +21,8 @@ from data_gen.card import data_card
 from data_gen.config import AnswerConfig, EvolveConfig
 from data_gen.evolve import Lineage, judge_of
 from data_gen.llm import journal_file, simulated
-from data_gen.llm.chat import BudgetSpent
+from data_gen.llm.chat import BudgetSpent, Spent
 from data_gen.llm.journal import Journal
-from data_gen.llm.journal_file import Spent
 from data_gen.llm.pacing import Pacing
 from data_gen.llm.pricing import prices_version
 from data_gen.measure.asking import Judge

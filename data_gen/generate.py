@@ -25,8 +25,9 @@ from data_gen.config import EvolveConfig
 from data_gen.evolve import Lineage, rounds_of
 from data_gen.forecast import SAMPLED_SEEDS, Interval, expected
 from data_gen.llm.budget import Ledger
+from data_gen.llm.chat import Spent
 from data_gen.llm.journal import JOURNAL, Journal
-from data_gen.llm.journal_file import Spent, spent_by_round
+from data_gen.llm.journal_file import spent_by_round
 from data_gen.llm.stack import Prepared, Sending, Stack, cast, open_stack, prepare
 from data_gen.records import Record
 from data_gen.run import BudgetReached, Progress, Run, RunError, Work, places

@@ -20,8 +20,8 @@ from data_gen import shards
 from data_gen.evolve import Lineage
 from data_gen.lineage_steps import Change, Step, difference, lineage_id, lineage_steps
 from data_gen.llm import journal_file
+from data_gen.llm.chat import Spent
 from data_gen.llm.journal import JOURNAL
-from data_gen.llm.journal_file import Spent
 from data_gen.records import Rejected
 from data_gen.report_counts import read_rejected
 from data_gen.report_lineages import SEED, dollars

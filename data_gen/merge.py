@@ -26,8 +26,9 @@ from data_gen.evolve import Lineage, judge_of
 from data_gen.generate import SEEDS
 from data_gen.llm import journal_file
 from data_gen.llm.budget import Ledger
+from data_gen.llm.chat import Spent
 from data_gen.llm.journal import JOURNAL, Journal
-from data_gen.llm.journal_file import SavedLineage, Spent
+from data_gen.llm.journal_file import SavedLineage
 from data_gen.llm.stack import JUDGED, Sending, cast, open_stack, prepare
 from data_gen.measure.measure import asks_judge
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from configs.folder import write_atomically
 from data_gen import shards
 from data_gen.figures import figures_of
 from data_gen.llm import simulated
-from data_gen.llm.journal_file import Spent
+from data_gen.llm.chat import NOTHING, Spent
 from data_gen.page import Content, Html, bar, element, facts, figure, folded, join, page, table
 from data_gen.report_counts import Counts, count, read_rejected
 from data_gen.report_lineages import SEED, CostsOf, cut, lineages_section
@@ -237,7 +238,6 @@ def _money(spent: Mapping[tuple[int, str], Spent]) -> Html:
 
     rounds = sorted({round_ for round_, _ in spent})
     purposes = sorted({purpose for _, purpose in spent})
-    none = Spent()
     by_purpose = {name: _sum(cost for (_, purpose), cost in spent.items() if purpose == name) for name in purposes}
     by_round = {number: _sum(cost for (round_, _), cost in spent.items() if round_ == number) for number in rounds}
     head = ("replies", "tokens in", "tokens out", "paid")
@@ -251,7 +251,7 @@ def _money(spent: Mapping[tuple[int, str], Spent]) -> Html:
         {
             name: [
                 float(cost.output_tokens if free else cost.usd)
-                for cost in (spent.get((number, name), none) for number in rounds)
+                for cost in (spent.get((number, name), NOTHING) for number in rounds)
             ]
             for name in purposes
         },
@@ -269,7 +269,7 @@ def _cells(cost: Spent) -> tuple[str, ...]:
 
 
 def _sum(costs: Iterable[Spent]) -> Spent:
-    return Spent(*(sum(column) for column in zip(Spent(), *costs, strict=True)))
+    return functools.reduce(Spent.plus, costs, NOTHING)
 
 
 def _short(number: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from data_gen.evolve import Lineage
 from data_gen.lineage_steps import Step, difference, lineage_id, lineage_steps
-from data_gen.llm.journal_file import Spent
+from data_gen.llm.chat import Spent
 from data_gen.page import Content, Html, element, folded, join, searchable
 from data_gen.word_counts import count_words
 

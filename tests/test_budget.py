@@ -23,8 +23,8 @@ from data_gen.llm.chat import (
     Permanent,
     Purpose,
     RequestKey,
+    Spent,
 )
-from data_gen.llm.journal_file import Spent
 from data_gen.llm.pricing import Prices
 
 DOLLARS = Prices(OpenAICompatible(model="m", price=Price(input=1_000_000.0, output=1_000_000.0)))

@@ -25,9 +25,8 @@ from loopback import Scripted, http
 from data_gen.config import Budget, EvolveConfig, Gemini, OpenAICompatible, Price, SimulatedSeeds
 from data_gen.evolve import evolve_lineage
 from data_gen.llm.budget import Charged, Ledger
-from data_gen.llm.chat import ChatModel, ChatReply, ChatRequest
+from data_gen.llm.chat import ChatModel, ChatReply, ChatRequest, Spent
 from data_gen.llm.gemini import FINISH_REASONS, GeminiChat, read_response
-from data_gen.llm.journal_file import Spent
 from data_gen.llm.openai import OpenAIChat, read_completion
 from data_gen.llm.pricing import Prices
 from data_gen.records import Record, Turn

@@ -13,7 +13,7 @@ import pytest
 from forged_evaluation import forge_evaluation
 from page_reader import PageReader
 
-from data_gen.llm.journal_file import Spent
+from data_gen.llm.chat import Spent
 from data_gen.page import SCRIPT_HASH, Html, bar, element, facts, folded, page, searchable, table
 from data_gen.records import Record, Turn
 from data_gen.report import write_report

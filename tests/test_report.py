@@ -16,7 +16,7 @@ from page_reader import PageReader
 from data_gen.evolve import Lineage
 from data_gen.figures import MEANINGS, Figure, read_figure, said
 from data_gen.llm import journal_file
-from data_gen.llm.journal_file import Spent
+from data_gen.llm.chat import Spent
 from data_gen.operations import OPERATIONS
 from data_gen.records import Record, Rejected, Turn
 from data_gen.report import CELLS_SHOWN, LINEAGES_SHOWN, SOURCES_SHOWN, write_report

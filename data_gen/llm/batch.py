@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 from typing import BinaryIO, Self
 
 from data_gen.llm import jobs_file, journal_file
@@ -110,9 +109,7 @@ class BatchChat:
         self._standstill.join(self._send_all)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self._is_closed = True
         self._standstill.leave(self._send_all)
         for collection in self._collections.values():

@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
 
 from configs.errors import UserError
@@ -74,12 +73,7 @@ class OpenAIBatchService:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Closes the connections."""
         await self._client.close()
 

@@ -13,7 +13,6 @@ import re
 import tempfile
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 
 from configs.errors import UserError
@@ -77,12 +76,7 @@ class VertexBatchService:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Closes the connections."""
         self._jobs.transport.close()
         self._storage.close()

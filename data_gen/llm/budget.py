@@ -18,8 +18,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from data_gen.config import Budget
-from data_gen.llm.chat import Ambiguous, BudgetSpent, ChatModel, ChatReply, ChatRequest, NotSent, Permanent, Purpose
-from data_gen.llm.journal_file import Spent
+from data_gen.llm.chat import (
+    NOTHING,
+    Ambiguous,
+    BudgetSpent,
+    ChatModel,
+    ChatReply,
+    ChatRequest,
+    NotSent,
+    Permanent,
+    Purpose,
+    Spent,
+)
 from data_gen.llm.pricing import Prices, dollars
 
 _BYTES_PER_TOKEN = 3  # of UTF-8; English has 4 to 5, and a guess should rather be high
@@ -54,12 +64,12 @@ class Ledger:
     this process that were lost on the way, or answered without a word about tokens: nobody knows what they cost.
     """
 
-    def __init__(self, budget: Budget, *, spent: Spent = Spent()) -> None:  # noqa: B008 - a constant
+    def __init__(self, budget: Budget, *, spent: Spent = NOTHING) -> None:
         self.spent = spent
-        self.assumed = Spent()
+        self.assumed = NOTHING
         self.while_waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         """Entered around each wait for room: a batch model must know that such a lineage stands still."""
-        self.reserved = Spent()
+        self.reserved = NOTHING
         self._budget = budget
         self._answered: dict[tuple[Purpose, str], _Answered] = {}
         self._waiting: deque[_Waiting] = deque()
@@ -73,7 +83,7 @@ class Ledger:
           BudgetSpent: with this request, what was spent would pass a limit.
         """
         kind = (request.key.purpose, request.model)
-        at_first = Spent() if kind in self._answered else _at_full_length(request, prices=prices)
+        at_first = NOTHING if kind in self._answered else _at_full_length(request, prices=prices)
         waiting = _Waiting(kind, at_first, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._admit()
@@ -91,24 +101,24 @@ class Ledger:
 
     def release(self, reserved: Spent) -> None:
         """The request was not sent, or refused: it cost nothing."""
-        self._settle(reserved, cost=Spent())
+        self._settle(reserved, cost=NOTHING)
 
     def charge(self, request: ChatRequest, *, reserved: Spent, cost: Spent) -> None:
         """The request was answered."""
-        answered = self._answered.setdefault((request.key.purpose, request.model), _Answered(Spent()))
-        answered.total = _sum(answered.total, cost)
+        answered = self._answered.setdefault((request.key.purpose, request.model), _Answered(NOTHING))
+        answered.total = answered.total.plus(cost)
         self._settle(reserved, cost=cost)
 
     def assume(self, reserved: Spent) -> None:
         """The request may have been answered: it is taken to have cost what was reserved."""
-        self.assumed = _sum(self.assumed, reserved)
+        self.assumed = self.assumed.plus(reserved)
         self._settle(reserved, cost=reserved)
 
     def _settle(self, reserved: Spent, *, cost: Spent) -> None:
-        self.reserved = _sum(self.reserved, reserved, sign=-1)
+        self.reserved = self.reserved.minus(reserved)
         if not self.reserved.calls:
-            self.reserved = Spent()  # what rounding has left of the USD would be in the way of the last request
-        self.spent = _sum(self.spent, cost)
+            self.reserved = NOTHING  # what rounding has left of the USD would be in the way of the last request
+        self.spent = self.spent.plus(cost)
         self._admit()
 
     def _admit(self) -> None:
@@ -120,14 +130,14 @@ class Ledger:
                 continue
             answered = self._answered.get(first.kind)
             likely = answered.mean() if answered else first.at_first
-            held = _sum(self.spent, self.reserved)
-            if any(limit.of(_sum(held, likely)) > limit.most for limit in self._limits()):
-                passed = [limit for limit in self._limits() if limit.of(_sum(self.spent, likely)) > limit.most]
+            held = self.spent.plus(self.reserved)
+            if any(limit.of(held.plus(likely)) > limit.most for limit in self._limits()):
+                passed = [limit for limit in self._limits() if limit.of(self.spent.plus(likely)) > limit.most]
                 if not passed:
                     return  # those in flight may yet make room
                 first.admitted.set_exception(self._refusal(passed[0], likely=likely))
             else:
-                self.reserved = _sum(self.reserved, likely)
+                self.reserved = self.reserved.plus(likely)
                 first.admitted.set_result(likely)
             self._waiting.popleft()
 
@@ -207,12 +217,3 @@ def _at_full_length(request: ChatRequest, *, prices: Prices) -> Spent:
     tokens_in = size // _BYTES_PER_TOKEN + _TOKENS_PER_MESSAGE * len(request.messages)
     usd = prices.usd(model=request.model, input_tokens=tokens_in, output_tokens=request.max_tokens)
     return Spent(1, tokens_in, request.max_tokens, usd)
-
-
-def _sum(one: Spent, other: Spent, *, sign: int = 1) -> Spent:
-    return Spent(
-        one.calls + sign * other.calls,
-        one.input_tokens + sign * other.input_tokens,
-        one.output_tokens + sign * other.output_tokens,
-        one.usd + sign * other.usd,
-    )

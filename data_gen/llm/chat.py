@@ -89,6 +89,12 @@ class Spent(NamedTuple):
             self.usd + other.usd,
         )
 
+    def minus(self, other: Spent) -> Spent:
+        return self.plus(Spent(-other.calls, -other.input_tokens, -other.output_tokens, -other.usd))
+
+
+NOTHING = Spent()
+
 
 class ChatModel(Protocol):
     async def complete(self, request: ChatRequest) -> ChatReply:
@@ -118,7 +124,7 @@ class NotSent(ChatError):
 class Ambiguous(ChatError):
     """Lost after it was sent: a time-out, a dropped connection, 500, 502, 504. It may have been billed."""
 
-    assumed: Spent = Spent()
+    assumed: Spent = NOTHING
     """What it is taken to have cost."""
 
 

@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from configs.errors import UserError
@@ -157,12 +156,7 @@ class GeminiChat:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Closes the connections."""
         self._client.close()
         await self._http.aclose()

@@ -24,13 +24,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self, TypeVar, cast
 
 from data_gen.llm import journal_file
-from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
+from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent, Spent
 from data_gen.llm.journal_check import Commits, transaction
-from data_gen.llm.journal_file import JournalError, Outcome, SavedLineage, Spent
+from data_gen.llm.journal_file import JournalError, Outcome, SavedLineage
 
 JOURNAL = "journal.sqlite"
 """The journal's name in the folder of a run."""
@@ -99,9 +98,7 @@ class Journal:
         self._writer.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         try:
             await self.drain()
         finally:

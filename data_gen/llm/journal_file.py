@@ -17,8 +17,7 @@ from typing import Literal, NamedTuple
 
 from configs.errors import UserError
 from data_gen.llm import journal_check
-from data_gen.llm.chat import ChatReply, ChatRequest, FinishReason, Permanent
-from data_gen.llm.chat import Spent as Spent
+from data_gen.llm.chat import NOTHING, ChatReply, ChatRequest, FinishReason, Permanent, Spent
 from data_gen.llm.journal_check import checked, checksum, transaction
 
 _APPLICATION_ID = 0x57495A4A  # "WIZJ", in the file's header
@@ -55,7 +54,6 @@ COMMIT;
 
 _SPENT = "calls, input_tokens, output_tokens, usd"
 
-NOTHING = Spent()
 
 _DAMAGED = (
     "the file is damaged; put back a copy, save what can be read with `sqlite3 FILE .recover`, or move it away "
