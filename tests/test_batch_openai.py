@@ -193,6 +193,10 @@ def test_a_full_queue_is_waited_for_and_a_wrong_file_stops_the_run(tmp_path: Pat
                 replies = await held.ask_all([asking(0), asking(1)])
                 assert replies == await online(provider, [asking(0), asking(1)])
             assert len(provider.account.batches) == 2
+            async with OpenAIBatchService(provider.config, setting="judge") as service:
+                told = await service.state(next(iter(provider.account.batches)))
+            assert isinstance(told.error, NotSent)
+            assert str(told.error).endswith("judge.batch.max_requests makes jobs smaller")
             async with opened(tmp_path, provider) as held:
                 held.batch._service.line = lambda request, key: OpenAIBatchService.line(
                     held.batch._service,

@@ -246,13 +246,13 @@ def test_a_bucket_that_can_not_be_written_to_stops_the_run_with_what_to_do(
         formats = (closed, vertex_batches.routes)
         async with SimulatedServer(Simulated(), conduct=Conduct(latency_seconds=0.0), formats=formats) as server:
             config = Gemini(model=NAME, base_url=server.address, project="p", location="us-central1", batch=BATCH)
-            async with VertexBatchService(config) as service:
+            async with VertexBatchService(config, setting="judge") as service:
                 with (tmp_path / "lines").open("w+b") as lines:
                     lines.write(service.line(asking(0), key="digest").text)
                     with pytest.raises(Permanent) as caught:
                         await service.submit("label", model=NAME, lines=lines)
                 assert caught.value.scope == "run"
-                assert "llm.batch.bucket: gs://my-bucket can not be written to; create it" in str(caught.value)
+                assert "judge.batch.bucket: gs://my-bucket can not be written to; create it" in str(caught.value)
                 assert told in str(caught.value)
                 assert await service.find("label") is None
             await asyncio.sleep(0.05)

@@ -6,13 +6,24 @@ What only one provider says stands in that provider's own tests.
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from clients import EVERY, Open
 from loopback import Scripted, http
 
-from data_gen.llm.chat import Ambiguous, ChatError, ChatRequest, Message, NotSent, Permanent, RequestKey
+from configs.errors import UserError
+from data_gen.config import Gemini, OpenAIBatch, OpenAICompatible, Price, VertexBatch
+from data_gen.llm.chat import Ambiguous, ChatError, ChatModel, ChatRequest, Message, NotSent, Permanent, RequestKey
+from data_gen.llm.gemini import GeminiChat
+from data_gen.llm.openai import OpenAIChat
+from data_gen.llm.stack import prepare
 
 ERROR = {"error": {"message": "no", "code": None, "status": "X", "type": "x", "param": None}}
 
@@ -87,3 +98,73 @@ def test_an_answer_that_takes_too_long_may_have_been_paid(client: Open) -> None:
             return len(server.heads)
 
     assert asyncio.run(run()) == 1
+
+
+# --- the setting that a message names
+
+
+def openai(**changes: Any) -> OpenAICompatible:
+    settings = {"base_url": "https://llm.example/v1", "api_key_env": "NO_SUCH_KEY", "price": Price(input=0, output=0)}
+    return OpenAICompatible(model="m", **{**settings, **changes})
+
+
+def gemini(**changes: Any) -> Gemini:
+    return Gemini(model="m", price=Price(input=0, output=0), **changes)
+
+
+BUCKET = VertexBatch(bucket="gs://my-bucket")
+MISTAKES = [
+    (openai(), "judge.api_key_env"),
+    (openai(base_url="llm.example"), "judge.base_url = "),
+    (openai(base_url="http://llm.example", credentials="google"), "judge.base_url = "),
+    (openai(batch=OpenAIBatch()), "judge.api_key_env"),
+    (openai(batch=OpenAIBatch(), base_url="llm.example"), "judge.base_url = "),
+    (openai(batch=OpenAIBatch(), credentials="google"), "judge = @Gemini with judge.batch = @VertexBatch, or judge.b"),
+    (gemini(), "judge.project="),
+    (gemini(platform="ai_studio", api_key_env="NO_SUCH_KEY"), "judge.api_key_env"),
+    (gemini(base_url="llm.example"), "judge.base_url = "),
+    (gemini(base_url="http://llm.example"), "judge.base_url = "),
+    (gemini(project="../p"), "judge.project = "),
+    (gemini(batch=BUCKET), "judge.project="),
+    (gemini(batch=BUCKET, platform="ai_studio"), "judge.platform=vertex"),
+    (gemini(batch=BUCKET, base_url="http://llm.example"), "judge.base_url = "),
+    (gemini(batch=VertexBatch(bucket="my-bucket")), "judge.batch.bucket = "),
+    (
+        gemini(batch=replace(BUCKET, storage_base_url="http://llm.example"), base_url="http://127.0.0.1:9"),
+        "judge.batch.storage_base_url = ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("provider", "told"), MISTAKES)
+def test_what_is_wrong_with_a_judge_is_told_by_the_setting_where_it_stands(
+    provider: OpenAICompatible | Gemini, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    user = {"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r"}
+    (tmp_path / "user.json").write_text(json.dumps({**user, "quota_project_id": "q"}))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "user.json"))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no gcloud, which would be asked for its project
+    for variable in ("GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UserError) as refused:
+        prepare({"judge": provider})
+    assert told in str(refused.value)
+    assert "llm." not in str(refused.value).replace("llm.example", "")
+
+
+def test_a_setting_that_the_server_does_not_take_is_named_where_it_stands() -> None:
+    async def told(message: str, client: Callable[[str], AbstractAsyncContextManager[ChatModel]]) -> str:
+        async with Scripted(http(400, {"error": {"message": message}})) as server, client(server.base_url) as chat:
+            with pytest.raises(Permanent) as failure:
+                await chat.complete(asking())
+            return str(failure.value)
+
+    def by_openai(address: str) -> OpenAIChat:
+        return OpenAIChat(openai(base_url=address), setting="judge")
+
+    def by_gemini(address: str) -> GeminiChat:
+        return GeminiChat(gemini(base_url=address), setting="judge")
+
+    limit = asyncio.run(told("'max_tokens' is not supported. Use 'max_completion_tokens' instead.", by_openai))
+    assert limit.endswith("set judge.token_limit=max_completion_tokens")
+    assert asyncio.run(told("Budget 0 is invalid.", by_gemini)).endswith("change judge.thinking_budget")

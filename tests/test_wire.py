@@ -58,12 +58,12 @@ def test_a_message_is_one_line_without_secrets_that_any_file_can_hold() -> None:
     ],
 )
 def test_a_server_of_this_machine_is_known_by_its_host(base_url: str, loopback: bool) -> None:
-    assert is_loopback(base_url) == loopback
+    assert is_loopback(base_url, setting="llm.base_url") == loopback
 
 
 def test_a_key_is_stripped_and_a_blank_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WIZARD_TEST_KEY", " k-1\n")
-    assert key_from_environment("WIZARD_TEST_KEY", where="there") == "k-1"
+    assert key_from_environment("WIZARD_TEST_KEY", where="there", setting="llm.api_key_env") == "k-1"
     monkeypatch.setenv("WIZARD_TEST_KEY", " ")
     with pytest.raises(UserError, match="no key for there"):
-        key_from_environment("WIZARD_TEST_KEY", where="there")
+        key_from_environment("WIZARD_TEST_KEY", where="there", setting="llm.api_key_env")

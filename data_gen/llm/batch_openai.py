@@ -37,23 +37,29 @@ _WRONG_FOR_THIS_REQUEST = (
 class OpenAIBatchService:
     """A `BatchService`. Close it (`async with`, or `close()`) in the event loop that used it.
 
+    `setting` is where in the config the provider stands.
+
     Raises:
       UserError: the address is not one, no key, or credentials that OpenAI does not take.
     """
 
-    def __init__(self, config: OpenAICompatible) -> None:
+    def __init__(self, config: OpenAICompatible, *, setting: str = "llm") -> None:
         if config.credentials == "google":
             raise UserError(
-                "llm.credentials = 'google': Vertex AI's OpenAI endpoint takes no batch jobs of this kind; "
-                "set llm = @Gemini with llm.batch = @VertexBatch, or llm.batch = None"
+                f"{setting}.credentials = 'google': Vertex AI's OpenAI endpoint takes no batch jobs of this kind; "
+                f"set {setting} = @Gemini with {setting}.batch = @VertexBatch, or {setting}.batch = None"
             )
-        loopback = is_loopback(config.base_url)
-        has_key = not loopback or bool(os.environ.get(config.api_key_env, "").strip())
-        self._key = key_from_environment(config.api_key_env, where=config.base_url) if has_key else ""
+        loopback = is_loopback(config.base_url, setting=f"{setting}.base_url")
+        self._key = ""
+        if not loopback or os.environ.get(config.api_key_env, "").strip():
+            self._key = key_from_environment(
+                config.api_key_env, where=config.base_url, setting=f"{setting}.api_key_env"
+            )
         import openai  # takes seconds, so only those who talk to a server pay for it
 
         http_library = openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0]
         self._config = config
+        self._setting = setting
         self._openai = openai
         self._broken_stream = importlib.import_module(http_library).HTTPError
         self._uploaded: dict[str, str] = {}
@@ -200,7 +206,7 @@ class OpenAIBatchService:
         told = "; ".join(f"{one.code}: {one.message}" for one in listed[:3])
         message = self._readable(f"batch job {batch.id} failed: {told or 'no reason is given'}")
         if any(one.code == _QUEUE_IS_FULL for one in listed):
-            return NotSent(f"{message}; llm.batch.max_requests makes jobs smaller")
+            return NotSent(f"{message}; {self._setting}.batch.max_requests makes jobs smaller")
         return Permanent(message, scope="run")
 
     def _error(self, error: Any) -> ChatError:

@@ -37,32 +37,38 @@ _LINES_AT_ONCE = 1000
 class VertexBatchService:
     """A `BatchService`. Close it (`async with`, or `close()`) when its jobs are done with.
 
-    A server on this machine (`base_url`, `batch.storage_base_url`) is shown no credentials.
+    A server on this machine (`base_url`, `batch.storage_base_url`) is shown no credentials. `setting` is where in the
+    config the provider stands.
 
     Raises:
       UserError: no credentials, project or bucket, or a platform that has no such jobs.
     """
 
-    def __init__(self, config: Gemini) -> None:
+    def __init__(self, config: Gemini, *, setting: str = "llm") -> None:
         if config.platform != "vertex" or config.batch is None:
-            raise UserError(f"llm.platform = {config.platform!r}: batch jobs are Vertex AI's; set llm.platform=vertex")
+            where = f"{setting}.platform"
+            raise UserError(f"{where} = {config.platform!r}: batch jobs are Vertex AI's; set {where}=vertex")
         bucket = _BUCKET.fullmatch(config.batch.bucket)
         if bucket is None:
-            raise UserError(f"llm.batch.bucket = {config.batch.bucket!r}: write gs://BUCKET or gs://BUCKET/FOLDER")
+            raise UserError(
+                f"{setting}.batch.bucket = {config.batch.bucket!r}: write gs://BUCKET or gs://BUCKET/FOLDER"
+            )
         storage_url = config.batch.storage_base_url
         project, credentials = config.project or "unused", None
-        if _is_here(config.base_url):
+        if _is_here(config.base_url, setting=f"{setting}.base_url"):
             storage_url = storage_url or config.base_url
         else:
             found = application_default()
             project, credentials = config.project or found.project, found.credentials
             if not project:
-                raise UserError("the Google credentials name no project; write llm.project=...")
+                raise UserError(f"the Google credentials name no project; write {setting}.project=...")
         self._config = config
+        self._setting = setting
         self._project = project
         self._bucket, self._folder = bucket[1], bucket[2].strip("/")
+        storage_is_here = _is_here(storage_url, setting=f"{setting}.batch.storage_base_url")
         self._jobs = _job_client(config, credentials)
-        self._storage = _storage_client(project, None if _is_here(storage_url) else credentials, storage_url)
+        self._storage = _storage_client(project, None if storage_is_here else credentials, storage_url)
 
     @property
     def address(self) -> str:
@@ -100,8 +106,8 @@ class VertexBatchService:
             await self._called(lambda: self._upload(label, lines))
         except Permanent as error:
             raise Permanent(
-                f"llm.batch.bucket: gs://{self._bucket} can not be written to; create it, or let these credentials "
-                f"read and write its objects ({error})",
+                f"{self._setting}.batch.bucket: gs://{self._bucket} can not be written to; create it, or let these "
+                f"credentials read and write its objects ({error})",
                 scope="run",
             ) from error
         job = {
@@ -269,12 +275,12 @@ def _failure(status: Any, told: str) -> ChatError:
     return Gone(message) if status == 404 else Permanent(message, scope="run")
 
 
-def _is_here(address: str) -> bool:
+def _is_here(address: str, *, setting: str) -> bool:
     """Whether an address is on this machine; raises `UserError` for one that credentials would reach in the open."""
     if not address:
         return False
-    if not (here := is_loopback(address)) and not address.startswith("https://"):
-        raise UserError(f"{address}: only a server on this machine is spoken to over http://")
+    if not (here := is_loopback(address, setting=setting)) and not address.startswith("https://"):
+        raise UserError(f"{setting} = {address!r}: only a server on this machine is spoken to over http://")
     return here
 
 

@@ -67,7 +67,7 @@ NOT_BLOCKED = ("", "BLOCKED_REASON_UNSPECIFIED")
 _WRONG_FOR_EVERY_REQUEST = ("API_KEY_INVALID", "API_KEY_EXPIRED", "FAILED_PRECONDITION", "SERVICE_DISABLED")
 _TOO_LONG = re.compile(r"token count.{0,80}exceeds|exceeds the maximum number of tokens|too many (input )?tokens", re.I)
 _BAD_SETTING = {
-    "llm.thinking_budget": re.compile(r"thinking|budget \d+ is invalid", re.I),
+    "{setting}.thinking_budget": re.compile(r"thinking|budget \d+ is invalid", re.I),
     "the setting": re.compile(r"supported range", re.I),
 }
 _NAMES = {
@@ -113,24 +113,26 @@ class _Access:
 class GeminiChat:
     """A `ChatModel` over HTTP. Close it (`async with`, or `close()`) in the event loop that used it.
 
-    A server on this machine (`base_url`) is shown neither credentials nor key.
+    A server on this machine (`base_url`) is shown neither credentials nor key. `setting` is where in the config the
+    provider stands.
 
     Raises:
       UserError: no credentials, project or key, an address that is none or not https, or a name that is none.
     """
 
-    def __init__(self, config: Gemini) -> None:
-        loopback = _is_loopback(config)
+    def __init__(self, config: Gemini, *, setting: str = "llm") -> None:
+        loopback = _is_loopback(config, setting=f"{setting}.base_url")
         for name, pattern in _NAMES.items():
             if not pattern.fullmatch(getattr(config, name)) or ".." in getattr(config, name):
-                raise UserError(f"llm.{name} = {getattr(config, name)!r}: that is no name of a {name}")
-        access = _access(config, loopback=loopback)
+                raise UserError(f"{setting}.{name} = {getattr(config, name)!r}: that is no name of a {name}")
+        access = _access(config, loopback=loopback, setting=setting)
         from google import genai  # takes seconds, so only those who talk to it pay for it
         from google.auth.exceptions import GoogleAuthError
         from google.genai import errors, types
 
         httpx = _http_library()
         self._config = config
+        self._setting = setting
         self._where = config.base_url or {"vertex": "Vertex AI", "ai_studio": "AI Studio"}[config.platform]
         self._access = access
         self._types = types
@@ -219,7 +221,7 @@ class GeminiChat:
         if status == 400:
             for setting, complaint in _BAD_SETTING.items():
                 if complaint.search(told.message):
-                    return Permanent(f"{message}; change {setting}", scope="run")
+                    return Permanent(f"{message}; change {setting.format(setting=self._setting)}", scope="run")
         unclear = status == 400 and not any(name in _WRONG_FOR_EVERY_REQUEST for name in told.names)
         scope: Scope = "unclear" if unclear else "run"
         return Permanent(message, scope=scope)
@@ -256,18 +258,19 @@ def _content(response: Any) -> bytes:
 # --- who asks
 
 
-def _is_loopback(config: Gemini) -> bool:
+def _is_loopback(config: Gemini, *, setting: str) -> bool:
     if not config.base_url:
         return False
-    loopback = is_loopback(config.base_url)
+    loopback = is_loopback(config.base_url, setting=setting)
     if not loopback and not config.base_url.startswith("https://"):
-        raise UserError(f"llm.base_url = {config.base_url!r}: only a server on this machine is spoken to over http://")
+        raise UserError(f"{setting} = {config.base_url!r}: only a server on this machine is spoken to over http://")
     return loopback
 
 
-def _access(config: Gemini, *, loopback: bool) -> _Access:
+def _access(config: Gemini, *, loopback: bool, setting: str) -> _Access:
     if config.platform == "ai_studio":
-        key = "unused" if loopback else key_from_environment(config.api_key_env, where="AI Studio")
+        name = f"{setting}.api_key_env"
+        key = "unused" if loopback else key_from_environment(config.api_key_env, where="AI Studio", setting=name)
         return _Access({"vertexai": False, "api_key": key}, key=key)
     place = {"vertexai": True, "location": config.location}
     if loopback:
@@ -278,7 +281,7 @@ def _access(config: Gemini, *, loopback: bool) -> _Access:
     found = application_default()
     project = config.project or found.project
     if not project:
-        raise UserError("the Google credentials name no project; write llm.project=...")
+        raise UserError(f"the Google credentials name no project; write {setting}.project=...")
     return _Access({**place, "project": project, "credentials": found.credentials})
 
 

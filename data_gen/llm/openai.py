@@ -74,16 +74,19 @@ class OpenAIChat:
     """A `ChatModel` over HTTP. Close it (`async with`, or `close()`) in the event loop that used it.
 
     A server on this machine is never shown anyone's Google token, and needs no key. `token` stands in for the
-    token of the application-default credentials.
+    token of the application-default credentials. `setting` is where in the config the provider stands.
 
     Raises:
       UserError: the address is not one, the key's environment variable is not set or holds no key, or there are no
         Google credentials.
     """
 
-    def __init__(self, config: OpenAICompatible, *, token: Callable[[], Awaitable[str]] | None = None) -> None:
-        loopback = is_loopback(config.base_url)
+    def __init__(
+        self, config: OpenAICompatible, *, token: Callable[[], Awaitable[str]] | None = None, setting: str = "llm"
+    ) -> None:
+        loopback = is_loopback(config.base_url, setting=f"{setting}.base_url")
         self._config = config
+        self._setting = setting
         self._secret = ""
         api_key = token or self._api_key(loopback=loopback)
         import openai  # takes seconds, so only those who talk to a server pay for it
@@ -117,11 +120,14 @@ class OpenAIChat:
             if loopback:
                 return "unused"
             if not config.base_url.startswith("https://"):
-                raise UserError(f"llm.base_url = {config.base_url!r}: Google credentials travel over https:// only")
+                where = f"{self._setting}.base_url = {config.base_url!r}"
+                raise UserError(f"{where}: Google credentials travel over https:// only")
             return GoogleToken(application_default().credentials)
         if loopback and not os.environ.get(config.api_key_env, "").strip():
             return "unused"
-        self._secret = key_from_environment(config.api_key_env, where=config.base_url)
+        self._secret = key_from_environment(
+            config.api_key_env, where=config.base_url, setting=f"{self._setting}.api_key_env"
+        )
         return self._secret
 
     def _remembering(self, token: Callable[[], Awaitable[str]]) -> Callable[[], Awaitable[str]]:
@@ -195,7 +201,7 @@ class OpenAIChat:
         message = self._readable(f"{self._config.base_url} answered {status}: {error.message}")
         other = "max_completion_tokens" if self._config.token_limit == "max_tokens" else "max_tokens"
         if status in (400, 422) and re.search(rf"\buse\W+{other}\b", error.message, re.IGNORECASE):
-            return Permanent(f"{message}; set llm.token_limit={other}", scope="run")
+            return Permanent(f"{message}; set {self._setting}.token_limit={other}", scope="run")
         if error.code in _WRONG_FOR_EVERY_REQUEST:
             return Permanent(message, scope="run")
         if status in (429, 503, 529):

@@ -113,9 +113,9 @@ def prepare(providers: Mapping[Purpose, Provider], *, models: Sequence[str] = ()
         if isinstance(provider, Simulated):
             continue
         if provider.batch is None:
-            clients[provider] = _client(provider)
+            clients[provider] = _client(provider, setting=setting)
         else:
-            services[provider] = _service(provider)
+            services[provider] = _service(provider, setting=setting)
     return Prepared(providers=providers, prices=prices, clients=clients, services=services)
 
 
@@ -199,25 +199,25 @@ async def _drained(journal: Journal) -> AsyncIterator[None]:
         await journal.drain()
 
 
-def _client(provider: OpenAICompatible | Gemini) -> OpenAIChat | GeminiChat:
+def _client(provider: OpenAICompatible | Gemini, *, setting: str) -> OpenAIChat | GeminiChat:
     """Whoever answers over HTTP; the client libraries take seconds to import, so only those who need one do."""
     if isinstance(provider, OpenAICompatible):
         from data_gen.llm.openai import OpenAIChat
 
-        return OpenAIChat(provider)
+        return OpenAIChat(provider, setting=setting)
     from data_gen.llm.gemini import GeminiChat
 
-    return GeminiChat(provider)
+    return GeminiChat(provider, setting=setting)
 
 
-def _service(provider: OpenAICompatible | Gemini) -> OpenAIBatchService | VertexBatchService:
+def _service(provider: OpenAICompatible | Gemini, *, setting: str) -> OpenAIBatchService | VertexBatchService:
     if isinstance(provider, OpenAICompatible):
         from data_gen.llm.batch_openai import OpenAIBatchService
 
-        return OpenAIBatchService(provider)
+        return OpenAIBatchService(provider, setting=setting)
     from data_gen.llm.batch_vertex import VertexBatchService
 
-    return VertexBatchService(provider)
+    return VertexBatchService(provider, setting=setting)
 
 
 @dataclass(frozen=True)

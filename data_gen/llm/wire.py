@@ -19,24 +19,24 @@ NEVER_CONNECTED = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 """Failures of the client libraries' HTTP client before anything was sent; by name, for it is httpx or httpx2."""
 
 
-def is_loopback(base_url: str) -> bool:
-    """Whether the address is on this machine; raises `UserError` if it is none."""
+def is_loopback(address: str, *, setting: str) -> bool:
+    """Whether the address that `setting` gives is on this machine; raises `UserError` if it is none."""
     try:
-        parts = urlsplit(base_url)
+        parts = urlsplit(address)
         host = parts.hostname or ""
         bad = parts.scheme not in ("http", "https") or not host or parts.port == 0
     except ValueError:
         bad, host = True, ""
     if bad:
-        raise UserError(f"llm.base_url = {base_url!r} is no address; write one such as http://127.0.0.1:8000/v1")
+        raise UserError(f"{setting} = {address!r} is no address; write one such as http://127.0.0.1:8000/v1")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def key_from_environment(variable: str, *, where: str) -> str:
-    """The key for `where` that the environment variable holds.
+def key_from_environment(variable: str, *, where: str, setting: str) -> str:
+    """The key for `where` that the environment variable holds, which `setting` names.
 
     Raises:
       UserError: it is not set, or holds what no header can carry.
@@ -45,7 +45,7 @@ def key_from_environment(variable: str, *, where: str) -> str:
     if not key:
         raise UserError(
             f"no key for {where}: the environment variable {variable} is not set; "
-            f"export {variable}=..., or name another variable in llm.api_key_env"
+            f"export {variable}=..., or name another variable in {setting}"
         )
     if not (key.isascii() and key.isprintable()):
         raise UserError(
