@@ -157,7 +157,7 @@ def committed(path: Path, replies: int, *, paced: bool) -> float:
 
     async def run() -> float:
         async with Journal.open(path) as journal:
-            model = journal.wrap(_AtOnce())
+            model = journal.wrap(journal.marked(_AtOnce()))
             if paced:
                 model = Pacing(model, concurrency=512, max_attempts=1)
             numbers = iter(range(replies))

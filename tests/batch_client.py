@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from batch_provider import free
+
 from data_gen.config import EvolveConfig, OpenAIBatch, OpenAICompatible, Simulated, SimulatedSeeds
 from data_gen.evolve import evolve_lineage
 from data_gen.llm.batch import BatchChat
@@ -42,9 +44,9 @@ async def main(base_url: str, journal_path: Path, lineages: int, rounds: int) ->
     async with (
         OpenAIBatchService(OpenAICompatible(model=NAME, base_url=base_url)) as service,
         Journal.open(journal_path) as journal,
-        BatchChat(service, journal=journal, standstill=standstill, limits=limits) as batch,
+        BatchChat(service, journal=journal, account=free(), standstill=standstill, limits=limits) as batch,
     ):
-        model = journal.wrap(batch, sends="in jobs")
+        model = journal.wrap(batch, saves="none")
         evolved = await evolve_all(config_for(lineages, rounds), model=model, standstill=standstill)
         print(json.dumps({"lineages": evolved, "paid_twice": journal.possibly_paid_twice}))
 

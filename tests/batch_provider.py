@@ -9,10 +9,12 @@ from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass, field
 from typing import BinaryIO, Literal
 
-from data_gen.config import Simulated
+from data_gen.config import Budget, OpenAIBatch, OpenAICompatible, Price, Simulated
 from data_gen.llm.batch_join import Result, fingerprint
 from data_gen.llm.batch_service import Gone, JobState, Line
+from data_gen.llm.budget import Account, Ledger
 from data_gen.llm.chat import (
+    NOTHING,
     Ambiguous,
     ChatError,
     ChatModel,
@@ -22,7 +24,9 @@ from data_gen.llm.chat import (
     NotSent,
     Permanent,
     RequestKey,
+    Spent,
 )
+from data_gen.llm.pricing import Prices
 from data_gen.llm.simulated import SimulatedChatModel
 
 
@@ -164,3 +168,14 @@ class Counting:
     async def complete(self, request: ChatRequest) -> ChatReply:
         self.asked[request.key.lineage] = self.asked.get(request.key.lineage, 0) + 1
         return await self.inner.complete(request)
+
+
+def priced(*, price: float = 1_000_000.0, budget: Budget | None = None, spent: Spent = NOTHING) -> Account:
+    """Of requests that cost half of `price` per million tokens, for they go in jobs: half a USD a token."""
+    llm = OpenAICompatible(model="m", price=Price(input=price, output=price), batch=OpenAIBatch())
+    return Account(prices=Prices(llm), ledger=Ledger(budget or Budget(), spent=spent))
+
+
+def free() -> Account:
+    """Of requests that cost nothing, within no budget."""
+    return priced(price=0.0)

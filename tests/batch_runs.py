@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
+from batch_provider import free
+
 from data_gen.llm.batch import BatchChat
 from data_gen.llm.batch_openai import OpenAIBatchService
 from data_gen.llm.batch_service import Limits
@@ -24,7 +26,7 @@ class Open:
     standstill: Standstill
 
     async def ask_all(self, requests: list[ChatRequest]) -> list[ChatReply | BaseException]:
-        model = self.journal.wrap(self.batch, sends="in jobs")
+        model = self.journal.wrap(self.batch, saves="none")
 
         async def one(request: ChatRequest) -> ChatReply:
             with self.standstill.lineage():
@@ -46,7 +48,7 @@ async def opened_over(
     async with (
         service,
         Journal.open(path / "journal.sqlite") as journal,
-        BatchChat(service, journal=journal, standstill=standstill, limits=limits, sleep=sleep) as batch,
+        BatchChat(service, journal=journal, account=free(), standstill=standstill, limits=limits, sleep=sleep) as batch,
     ):
         yield Open(batch, journal, standstill)
     await asyncio.sleep(0.05)  # the server sees the client's connections end

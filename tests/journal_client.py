@@ -40,7 +40,7 @@ async def fill(path: str) -> None:
     async with Journal.open(path) as journal:
         unlimited = resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, unlimited))
-        model = journal.wrap(LongAnswers())
+        model = journal.wrap(journal.marked(LongAnswers()))
         outcomes = []
         for start in range(0, 512, 64):
             batch = (model.complete(asking(i)) for i in range(start, start + 64))

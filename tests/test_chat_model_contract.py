@@ -63,7 +63,7 @@ async def charged(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
 @asynccontextmanager
 async def journalled(folder: Path, faults: Faults) -> AsyncIterator[ChatModel]:
     async with Journal.open(folder / "journal.sqlite") as journal:
-        yield journal.wrap(SimulatedChatModel(Simulated(faults=faults)))
+        yield journal.wrap(journal.marked(SimulatedChatModel(Simulated(faults=faults))))
 
 
 @asynccontextmanager
@@ -75,7 +75,9 @@ async def paced(_: Path, faults: Faults) -> AsyncIterator[ChatModel]:
 async def stacked(folder: Path, faults: Faults) -> AsyncIterator[ChatModel]:
     free = OpenAICompatible(model="simulated-llm", price=Price(input=0.0, output=0.0))
     async with Journal.open(folder / "journal.sqlite") as journal, over_http(folder, faults) as chat:
-        spending = Charged(chat, prices=Prices(free), ledger=Ledger(Budget(calls=1000), spent=journal.spent))
+        spending = Charged(
+            journal.marked(chat), prices=Prices(free), ledger=Ledger(Budget(calls=1000), spent=journal.spent)
+        )
         yield Pacing(journal.wrap(spending), concurrency=4, max_attempts=8)
 
 

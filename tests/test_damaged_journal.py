@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import random
 import sqlite3
 from collections.abc import Callable
@@ -13,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from data_gen.llm import jobs_file, journal_file
-from data_gen.llm.chat import ChatReply, ChatRequest, Message, Permanent, RequestKey
-from data_gen.llm.jobs_file import Job
+from data_gen.llm.chat import ChatReply, ChatRequest, Message, Permanent, RequestKey, Spent
+from data_gen.llm.jobs_file import Asked, Job
 from data_gen.llm.journal import Journal
 from data_gen.llm.journal_file import JournalError, Outcome
 
 REQUESTS = 60
+SENT = Spent(1, 10, 20, 0.5)
 SUFFIXES = ("", "-wal", "-commits")
 
 Files = dict[str, bytes]
@@ -53,7 +56,7 @@ class Teller:
 
 
 async def fill(journal: Journal) -> None:
-    model = journal.wrap(Teller())
+    model = journal.wrap(journal.marked(Teller()))
     for start in range(0, REQUESTS, 6):  # ten transactions of replies
         asked = (model.complete(asking(number)) for number in range(start, start + 6))
         await asyncio.gather(*asked, return_exceptions=True)
@@ -61,11 +64,11 @@ async def fill(journal: Journal) -> None:
         await journal.save_lineage(index, seed_id=f"seed {index}", payload=f"lineage {index} " * 20)
     await journal.commit(partial(journal_file.save_decision, name="plan", payload="the plan " * 30))
     await journal.commit(jobs_file.create)
-    job = Job("label-1", "m", {asking(number).digest: f"echo {number}" for number in range(100, 120)})
+    job = Job("label-1", "m", {asking(n).digest: Asked(asking(n).key, f"echo {n}", SENT) for n in range(100, 120)})
     await journal.commit(partial(jobs_file.intend, job=job, service="service"))
     await journal.commit(partial(jobs_file.name, label="label-1", as_="jobs/77"))
-    replies = [(asking(n).digest, Outcome("reply", f"kept {n}", "stop", "m", 1, 2, 0, 0.0)) for n in range(100, 110)]
-    await journal.commit(partial(jobs_file.keep, outcomes=replies))
+    reply = Outcome("reply", "from a job", "stop", "m", 1, 2, 0, 0.25)
+    await journal.take([(asking(number).key, asking(number).digest, reply) for number in range(100, 110)])
 
 
 def read(path: Path) -> Files:
@@ -110,7 +113,7 @@ def all_told(path: Path) -> dict[str, object]:
     async def run() -> dict[str, object]:
         teller = Teller()
         async with Journal.open(path) as journal:
-            model = journal.wrap(teller)
+            model = journal.wrap(journal.marked(teller))
             replies: list[object] = []
             for number in range(REQUESTS):
                 try:
@@ -125,8 +128,9 @@ def all_told(path: Path) -> dict[str, object]:
                 "by purpose": journal.read(journal_file.spent_by_purpose),
                 "of a lineage": journal.read(partial(journal_file.spent_by_round, lineage="000003")),
                 "jobs": journal.read(partial(jobs_file.open_jobs, service="service")),
-                "kept": [
-                    journal.read(partial(jobs_file.outcome, digest=asking(number).digest)) for number in range(99, 111)
+                "taken": [
+                    journal.read(partial(journal_file.outcome, digest=asking(number).digest))
+                    for number in range(99, 111)
                 ],
             }
             assert teller.asked == 0, "what was paid for was asked for again"
@@ -200,7 +204,7 @@ def test_a_log_that_is_gone_is_missed_and_there_is_a_way_to_go_on_without_it(kil
     async def run() -> int:
         teller = Teller()
         async with Journal.open(path) as journal:
-            await journal.wrap(teller).complete(asking(0))
+            await journal.wrap(journal.marked(teller)).complete(asking(0))
         return teller.asked
 
     assert asyncio.run(run()) == 1, "what is lost is paid for anew"
@@ -221,7 +225,7 @@ def test_the_log_of_another_journal_is_not_taken_for_this_ones(killed: Files, cl
 
     async def run() -> bytes:
         async with Journal.open(other / "journal.sqlite") as journal:
-            await journal.wrap(Teller()).complete(asking(500))
+            await journal.wrap(journal.marked(Teller())).complete(asking(500))
             return (other / "journal.sqlite-wal").read_bytes()
 
     log = asyncio.run(run())
@@ -232,18 +236,38 @@ def test_the_log_of_another_journal_is_not_taken_for_this_ones(killed: Files, cl
 def test_a_killed_journal_that_was_copied_whole_is_opened_and_closed(killed: Files, tmp_path: Path) -> None:
     path = laid(killed, tmp_path)
     with contextlib.closing(journal_file.read_only(path)) as db:
-        assert db.execute("SELECT count(*) FROM outcomes").fetchone() == (REQUESTS,)
+        assert db.execute("SELECT count(*) FROM outcomes").fetchone() == (REQUESTS + 10,)
     all_told(path)
     assert set(read(path)) == {""}, "what is closed needs nothing beside it"
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 5])
+def test_a_process_that_dies_while_it_opens_what_another_left_leaves_it_whole(
+    killed: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each step of writing down, once more, how much the journal holds."""
+    like = all_told(laid(killed, tmp_path))
+    for step in ("ftruncate", "pwrite", "fsync"):
+        path = laid(killed, tmp_path)
+        real = getattr(os, step)
+
+        def die(*told: object, real: Callable[..., object] = real) -> None:
+            real(*told)
+            raise OSError(errno.EIO, "the process died")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(f"data_gen.llm.journal_check.os.{step}", die)
+            with pytest.raises(JournalError, match="the process died"):
+                all_told(path)
+        assert all_told(path) == like
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 6])
 def test_another_format_is_named_and_left_as_it_is(version: int, closed: Files, tmp_path: Path) -> None:
     path = laid(closed, tmp_path)
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute(f"PRAGMA user_version = {version}")
     before = read(path)
-    with pytest.raises(JournalError, match=f"has format {version}, this program reads 4; use its version"):
+    with pytest.raises(JournalError, match=f"has format {version}, this program reads 5; use its version"):
         all_told(path)
     assert read(path) == before
 

@@ -184,7 +184,7 @@ def test_a_database_that_is_full_at_any_of_10_sizes_tells_every_caller_and_keeps
         teller = Teller()
         async with Journal.open(tmp_path / "j") as journal:
             journal._db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite says of it what it says of a full disk
-            model = journal.wrap(teller)
+            model = journal.wrap(journal.marked(teller))
             outcomes: list[ChatReply | BaseException] = []
             for start in range(0, 400, 20):
                 asked = (model.complete(asking(number)) for number in range(start, start + 20))
@@ -197,7 +197,7 @@ def test_a_database_that_is_full_at_any_of_10_sizes_tells_every_caller_and_keeps
         again = Teller()
         async with Journal.open(tmp_path / "j") as journal:
             for number, reply in replies.items():
-                assert await journal.wrap(again).complete(asking(number)) == reply
+                assert await journal.wrap(journal.marked(again)).complete(asking(number)) == reply
             assert again.asked == []
             assert journal.possibly_paid_twice >= len(teller.asked) - len(replies)
 

@@ -1,4 +1,4 @@
-"""The tables of batch jobs: what was begun is found again, and no reply is kept longer than it is needed."""
+"""The tables of batch jobs: what was begun is found again, with what it was expected to cost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from data_gen.llm import jobs_file, journal_file
-from data_gen.llm.chat import ChatRequest, Message, RequestKey
-from data_gen.llm.jobs_file import Job
+from data_gen.llm.chat import RequestKey, Spent
+from data_gen.llm.jobs_file import Asked, Job
 from data_gen.llm.journal_file import Outcome
 
-REPLY = Outcome("reply", "because \ud800", "stop", "m-1", 7, 2, 1, 0.0)
+
+def asked(number: int) -> Asked:
+    return Asked(RequestKey(f"seed \ud800 {number}", number, "answer"), f"echo-{number}", Spent(1, number, 64, 0.5))
 
 
 @pytest.fixture
@@ -26,46 +28,36 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def test_a_job_is_open_from_its_intent_to_its_close_for_the_service_that_began_it(db: sqlite3.Connection) -> None:
-    job = Job("label-1", "m", {"digest-1": "echo-1", "digest-2": "echo-2"})
+    job = Job("label-1", "m", {"digest-1": asked(1), "digest-2": asked(2)})
     jobs_file.intend(db, job=job, service="here")
-    jobs_file.intend(db, job=Job("label-2", "m", {"digest-3": "echo-3"}), service="there")
+    jobs_file.intend(db, job=Job("label-2", "m", {"digest-3": asked(3)}), service="there")
     assert jobs_file.open_jobs(db, service="here") == [job]
+    assert jobs_file.elsewhere(db, services=["here"]) == {"there": 1}
     jobs_file.name(db, label="label-1", as_="batch_7")
-    assert jobs_file.open_jobs(db, service="here") == [Job("label-1", "m", job.echoes, "batch_7")]
+    assert jobs_file.open_jobs(db, service="here") == [Job("label-1", "m", job.requests, "batch_7")]
     jobs_file.close(db, label="label-1")
     assert jobs_file.open_jobs(db, service="here") == []
-    jobs_file.forget(db, label="label-2")
+    jobs_file.give_up(db, jobs=jobs_file.open_jobs(db, service="there"))
     assert jobs_file.open_jobs(db, service="there") == []
 
 
 def test_a_request_may_be_in_one_job_after_another(db: sqlite3.Connection) -> None:
     for label in ("first", "second"):
-        jobs_file.intend(db, job=Job(label, "m", {"digest": "echo"}), service="here")
+        jobs_file.intend(db, job=Job(label, "m", {"digest": asked(1)}), service="here")
     assert [job.label for job in jobs_file.open_jobs(db, service="here")] == ["first", "second"]
 
 
-def test_the_first_of_two_replies_is_kept_whole_with_half_a_surrogate_pair(db: sqlite3.Connection) -> None:
+def test_what_the_journal_holds_is_unanswered_no_longer(db: sqlite3.Connection) -> None:
+    job = Job("label", "m", {"a": asked(1), "b": asked(2), "c": asked(3)})
+    reply = Outcome("reply", "because \ud800", "stop", "m-1", 7, 2, 1, 0.25)
+    journal_file.save_outcome(db, digest="a", key=job.requests["a"].key, outcome=reply)
     refused = Outcome("refused", "flagged", "stop", "", 0, 0, 0, 0.0)
-    jobs_file.keep(db, outcomes=[("a", REPLY), ("b", refused)])
-    jobs_file.keep(db, outcomes=[("a", REPLY._replace(text="no"))])
-    assert jobs_file.outcome(db, digest="a") == REPLY
-    assert jobs_file.outcome(db, digest="b") == refused
-    assert jobs_file.outcome(db, digest="c") is None
-    assert jobs_file.kept(db) == {"a", "b"}
+    journal_file.save_outcome(db, digest="c", key=job.requests["c"].key, outcome=refused)
+    assert jobs_file.unanswered(db, job=job) == {"b": Spent(1, 2, 64, 0.5)}
 
 
-def test_what_the_journal_holds_is_kept_no_longer(db: sqlite3.Connection) -> None:
-    request = ChatRequest(
-        key=RequestKey("seed-1", 1, "answer"),
-        model="m",
-        messages=(Message("user", "why?"),),
-        temperature=1.0,
-        top_p=1.0,
-        max_tokens=8,
-        seed=0,
-    )
-    jobs_file.keep(db, outcomes=[(request.digest, REPLY), ("other", REPLY)])
-    assert jobs_file.tidy(db) == set()
-    journal_file.save_outcome(db, digest=request.digest, request=request, outcome=REPLY)
-    assert jobs_file.close(db, label="any") == {request.digest}
-    assert jobs_file.kept(db) == {"other"}
+def test_a_job_request_that_was_changed_is_named(db: sqlite3.Connection) -> None:
+    jobs_file.intend(db, job=Job("label", "m", {"digest": asked(1)}), service="here")
+    db.execute("UPDATE job_requests SET usd = 0.0")
+    with pytest.raises(sqlite3.DatabaseError, match="a row of job_requests is not as it was written"):
+        jobs_file.open_jobs(db, service="here")

@@ -7,13 +7,25 @@ import json
 import random
 import sqlite3
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from data_gen.llm.chat import Ambiguous, ChatReply, ChatRequest, Message, NotSent, Permanent, RequestKey
+from data_gen.llm import journal_file
+from data_gen.llm.chat import (
+    Ambiguous,
+    ChatModel,
+    ChatReply,
+    ChatRequest,
+    Message,
+    NotSent,
+    Permanent,
+    RequestKey,
+    Spent,
+)
 from data_gen.llm.journal import Journal
-from data_gen.llm.journal_file import SavedLineage
+from data_gen.llm.journal_file import Outcome, SavedLineage
 
 
 def asking(number: int = 0, *, text: str = "why?") -> ChatRequest:
@@ -79,11 +91,11 @@ def test_a_reply_is_on_disk_before_the_caller_has_it(tmp_path: Path) -> None:
 
     async def run() -> list[ChatReply]:
         async with Journal.open(path) as journal:
-            await journal.wrap(Teller()).complete(asking())
+            await journal.wrap(journal.marked(Teller())).complete(asking())
             copy = copied(path)
         teller = Teller()
         async with Journal.open(copy) as journal:
-            replies = [await journal.wrap(teller).complete(asking())]
+            replies = [await journal.wrap(journal.marked(teller)).complete(asking())]
             assert (journal.asked, journal.cached, journal.possibly_paid_twice) == (0, 1, 0)
         assert teller.asked == []
         return replies
@@ -102,7 +114,7 @@ def test_the_mark_is_on_disk_before_the_request_is_passed_on(tmp_path: Path) -> 
 
     async def run() -> tuple[int, int]:
         async with Journal.open(path) as journal:
-            await journal.wrap(Spy()).complete(asking())
+            await journal.wrap(journal.marked(Spy())).complete(asking())
         async with Journal.open(tmp_path / "copy.sqlite") as journal:
             first = journal.possibly_paid_twice
         async with Journal.open(tmp_path / "copy.sqlite") as journal:
@@ -115,7 +127,7 @@ def test_equal_requests_at_once_share_one_send(tmp_path: Path) -> None:
     async def run() -> None:
         teller = SlowTeller()
         async with Journal.open(tmp_path / "j") as journal:
-            model = journal.wrap(teller)
+            model = journal.wrap(journal.marked(teller))
             callers = [asyncio.create_task(model.complete(asking(i % 2))) for i in range(40)]
             await asyncio.sleep(0.05)
             teller.until.set()
@@ -132,7 +144,7 @@ def test_another_decision_is_another_request(tmp_path: Path) -> None:
     async def run() -> None:
         teller = Teller()
         async with Journal.open(tmp_path / "j") as journal:
-            model = journal.wrap(teller)
+            model = journal.wrap(journal.marked(teller))
             first = asking()
             again = replace(first, key=replace(first.key, purpose="judge"))
             assert (await model.complete(first)).text == "answer 1"
@@ -159,16 +171,16 @@ def test_what_is_remembered_of_a_failure(
     async def run() -> None:
         async with Journal.open(tmp_path / "j") as journal:
             with pytest.raises(type(failure), match=str(failure)):
-                await journal.wrap(Teller([failure])).complete(asking())
+                await journal.wrap(journal.marked(Teller([failure]))).complete(asking())
             assert journal.possibly_paid_twice == possibly_paid_twice
         async with Journal.open(tmp_path / "j") as journal:
             assert journal.possibly_paid_twice == possibly_paid_twice
             teller = Teller()
             if asked_again:
-                assert (await journal.wrap(teller).complete(asking())).text == "answer 1"
+                assert (await journal.wrap(journal.marked(teller)).complete(asking())).text == "answer 1"
             else:
                 with pytest.raises(Permanent, match=str(failure)) as raised:
-                    await journal.wrap(teller).complete(asking())
+                    await journal.wrap(journal.marked(teller)).complete(asking())
                 assert raised.value.scope == "request"
                 assert teller.asked == []
 
@@ -180,10 +192,10 @@ def test_any_text_comes_back_as_it_was(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with Journal.open(tmp_path / "j") as journal:
-            await journal.wrap(Teller(text=strange)).complete(asking(text=strange))
+            await journal.wrap(journal.marked(Teller(text=strange))).complete(asking(text=strange))
             await journal.save_lineage(7, seed_id=strange, payload=strange)
         async with Journal.open(tmp_path / "j") as journal:
-            reply = await journal.wrap(Teller()).complete(asking(text=strange))
+            reply = await journal.wrap(journal.marked(Teller())).complete(asking(text=strange))
             assert reply.text == strange
             assert list(journal.lineages()) == [SavedLineage(7, strange, strange, finished=True)]
 
@@ -213,12 +225,12 @@ def test_a_caller_that_goes_away_leaves_the_paid_reply_to_be_saved(tmp_path: Pat
     async def run() -> None:
         teller = SlowTeller()
         async with Journal.open(tmp_path / "j") as journal:
-            caller = asyncio.create_task(journal.wrap(teller).complete(asking()))
+            caller = asyncio.create_task(journal.wrap(journal.marked(teller)).complete(asking()))
             await teller.began.wait()
             caller.cancel()
             asyncio.get_running_loop().call_later(0.05, teller.until.set)
         async with Journal.open(tmp_path / "j") as journal:
-            assert (await journal.wrap(teller).complete(asking())).text == "answer 1"
+            assert (await journal.wrap(journal.marked(teller)).complete(asking())).text == "answer 1"
             assert journal.possibly_paid_twice == 0
         assert len(teller.asked) == 1
 
@@ -229,7 +241,7 @@ def test_a_caller_that_goes_away_before_the_send_costs_nothing(tmp_path: Path) -
     async def run() -> None:
         teller = Teller()
         async with Journal.open(tmp_path / "j") as journal:
-            caller = asyncio.create_task(journal.wrap(teller).complete(asking()))
+            caller = asyncio.create_task(journal.wrap(journal.marked(teller)).complete(asking()))
             await asyncio.sleep(0)
             caller.cancel()
         assert teller.asked == []
@@ -243,12 +255,66 @@ def test_what_does_not_come_home_in_time_is_counted_when_next_opened(tmp_path: P
     async def run() -> None:
         teller = SlowTeller()
         async with Journal.open(tmp_path / "j", drain_seconds=0.05) as journal:
-            caller = asyncio.create_task(journal.wrap(teller).complete(asking()))
+            caller = asyncio.create_task(journal.wrap(journal.marked(teller)).complete(asking()))
             await teller.began.wait()
         with pytest.raises(asyncio.CancelledError):
             await caller
         async with Journal.open(tmp_path / "j") as journal:
             assert journal.possibly_paid_twice == 1
+
+    asyncio.run(run())
+
+
+def in_flight(journal: Journal) -> int:
+    return int(journal.read(lambda db: db.execute("SELECT count(*) FROM in_flight").fetchone()[0]))
+
+
+class OneAtATime:
+    """Lets one request through, and keeps the others waiting."""
+
+    def __init__(self, inner: ChatModel) -> None:
+        self.inner, self.came = inner, 0
+        self.place = asyncio.Semaphore(1)
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        self.came += 1
+        async with self.place:
+            return await self.inner.complete(request)
+
+
+def test_what_waits_to_be_sent_is_not_marked_and_is_not_sent_after_the_stop(tmp_path: Path) -> None:
+    async def run() -> None:
+        teller = SlowTeller()
+        async with Journal.open(tmp_path / "j", drain_seconds=0.05) as journal:
+            waiting = OneAtATime(journal.marked(teller))
+            model = journal.wrap(waiting)
+            callers = [asyncio.create_task(model.complete(asking(seed))) for seed in range(20)]
+            await teller.began.wait()
+            while waiting.came < 20:  # noqa: ASYNC110 -- what is waited for knows of no event
+                await asyncio.sleep(0.001)
+            assert in_flight(journal) == 1
+        await asyncio.gather(*callers, return_exceptions=True)
+        assert (len(teller.asked), journal.cut_off) == (1, 1)
+        async with Journal.open(tmp_path / "j") as journal:
+            assert journal.possibly_paid_twice == 1
+
+    asyncio.run(run())
+
+
+def test_requests_that_a_hard_kill_cut_off_are_taken_to_have_cost_what_others_did(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with Journal.open(tmp_path / "j") as journal:
+            key = asking().key
+            outcomes = [Outcome("reply", "x", "stop", "m", 10 * n, n, 0, 0.5 * n) for n in (1, 2, 4)]
+            await journal.take([(key, f"digest {n}", outcome) for n, outcome in enumerate(outcomes)])
+            refused = Outcome("refused", "no", "stop", "", 0, 0, 0, 0.0)
+            await journal.take([(key, "digest refused", refused), (key, "digest 0", outcomes[2])])
+            assert journal.spent == Spent(3, 70, 7, 3.5)
+            for n in range(6):
+                await journal.commit(partial(journal_file.mark, digest=f"lost {n}", key=key))
+        async with Journal.open(tmp_path / "j") as journal:
+            assert journal.possibly_paid_twice == 6
+            assert journal.spent == Spent(9, 210, 21, 10.5)
 
     asyncio.run(run())
 
@@ -263,7 +329,7 @@ def test_one_commit_serves_many_requests(tmp_path: Path) -> None:
 
         async with Journal.open(tmp_path / "j") as journal:
             journal._db.set_trace_callback(trace)
-            model = journal.wrap(Teller())
+            model = journal.wrap(journal.marked(Teller()))
             await asyncio.gather(*(model.complete(asking(i)) for i in range(400)))
             return journal.asked, commits
 
@@ -277,7 +343,7 @@ def test_the_journal_holds_no_prompt_and_no_key(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with Journal.open(tmp_path / "j") as journal:
-            await journal.wrap(Teller()).complete(asking(text=f"my key is {canary}"))
+            await journal.wrap(journal.marked(Teller())).complete(asking(text=f"my key is {canary}"))
 
     asyncio.run(run())
     assert canary.encode() not in (tmp_path / "j").read_bytes()

@@ -43,7 +43,7 @@ def save(folder: Path, lineages: dict[int, Lineage], *, finished: bool = True) -
 
 async def _save(folder: Path, lineages: dict[int, Lineage], *, finished: bool) -> None:
     async with Journal.open(folder / JOURNAL) as journal:
-        model = journal.wrap(OneReply())
+        model = journal.wrap(journal.marked(OneReply()))
         for index, lineage in lineages.items():
             name = f"{index:06d}"
             asked = {"messages": (Message("user", "?"),), "temperature": 1.0, "top_p": 1.0, "max_tokens": 9, "seed": 0}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from batch_process import LIMITS, REQUESTS, begun, online, process
 from batch_provider import Provider
 
 from configs.errors import UserError
@@ -22,72 +21,15 @@ from data_gen.config import (
     SimulatedSeeds,
 )
 from data_gen.llm import jobs_file
-from data_gen.llm.batch import BatchChat
 from data_gen.llm.batch_service import LostJobs
 from data_gen.llm.budget import Ledger
-from data_gen.llm.chat import ChatReply, ChatRequest, Message, Permanent, RequestKey
-from data_gen.llm.jobs_file import Job
+from data_gen.llm.chat import Permanent, Spent
+from data_gen.llm.jobs_file import Asked, Job
 from data_gen.llm.journal import Journal
 from data_gen.llm.server import SimulatedServer
-from data_gen.llm.simulated import SimulatedChatModel
 from data_gen.llm.stack import Sending, cast, open_stack, prepare
-from data_gen.llm.standstill import Standstill
 
-LIMITS = OpenAIBatch(poll_seconds=0.01)
-REQUESTS = [
-    ChatRequest(
-        key=RequestKey(f"seed-{number}", 1, "answer"),
-        model="m",
-        messages=(Message("user", f"Name {number} primes."),),
-        temperature=1.0,
-        top_p=0.9,
-        max_tokens=64,
-        seed=number,
-    )
-    for number in range(10)
-]
-
-
-class Opened:
-    """A journal and a batch model of one process."""
-
-    def __init__(self, journal: Journal, batch: BatchChat, standstill: Standstill) -> None:
-        self.journal, self.batch, self._standstill = journal, batch, standstill
-        self._model = journal.wrap(batch, sends="in jobs")
-
-    async def ask_all(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        async def one(request: ChatRequest) -> ChatReply:
-            with self._standstill.lineage():
-                return await self._model.complete(request)
-
-        return await asyncio.gather(*(one(request) for request in requests))
-
-
-@contextlib.asynccontextmanager
-async def process(path: Path, provider: Provider, *, lost_jobs: LostJobs = "stop") -> AsyncIterator[Opened]:
-    standstill = Standstill(settle_seconds=0.01)
-    async with (
-        asyncio.timeout(30),
-        Journal.open(path / "journal.sqlite") as journal,
-        BatchChat(provider, journal=journal, standstill=standstill, limits=LIMITS, lost_jobs=lost_jobs) as batch,
-    ):
-        yield Opened(journal, batch, standstill)
-
-
-async def begun(path: Path, provider: Provider) -> None:
-    """A process that is told to stop while it waits for its job."""
-    provider.looks_until_done = 10**9
-    async with process(path, provider) as held:
-        asking = asyncio.create_task(held.ask_all(REQUESTS))
-        while not provider.looked:  # noqa: ASYNC110 -- what is waited for knows of no event
-            await asyncio.sleep(0.001)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-    provider.looks_until_done = 0
-
-
-async def online() -> list[ChatReply]:
-    return [await SimulatedChatModel(Simulated()).complete(request) for request in REQUESTS]
+SENT = Spent(1, 10, 20, 0.5)
 
 
 def test_a_job_that_is_gone_stops_each_start_until_its_requests_may_be_asked_again(tmp_path: Path) -> None:
@@ -141,7 +83,7 @@ def test_a_job_of_other_settings_stops_the_run_until_its_requests_may_be_asked_a
             llm = OpenAICompatible(model="m", base_url=server.base_url, batch=batch, price=Price(input=1, output=1))
             config = EvolveConfig(seeds=SimulatedSeeds(count=1), llm=llm)
             await journal.commit(jobs_file.create)
-            job = Job("label", "m", {request.digest: "echo" for request in REQUESTS})
+            job = Job("label", "m", {request.digest: Asked(request.key, "echo", SENT) for request in REQUESTS})
             await journal.commit(lambda db: jobs_file.intend(db, job=job, service="https://elsewhere m"))
             sending = Sending(concurrency=4, max_attempts=2)
 
@@ -160,6 +102,7 @@ def test_a_job_of_other_settings_stops_the_run_until_its_requests_may_be_asked_a
             assert journal.possibly_paid_twice == 0
             await opens("ask_again")
             assert journal.possibly_paid_twice == 10
+            assert journal.spent == Spent(10, 100, 200, 5.0)
             await opens("stop")
             assert journal.possibly_paid_twice == 10
 

@@ -94,7 +94,7 @@ def quiet(done: int, total: int, facts: Mapping[str, int | str | float]) -> None
 async def running(path: Path, provider: ChatModel, *, total: int, stop: StopFlag | None = None) -> AsyncIterator[Run]:
     async with Journal.open(path / "journal.sqlite", drain_seconds=0.2) as journal:
         stack = Stack(
-            model=journal.wrap(provider),
+            model=journal.wrap(journal.marked(provider)),
             ledger=Ledger(Budget()),
             standstill=Standstill(),
             pacings=(),
@@ -266,7 +266,11 @@ def test_what_is_shown_tells_requests_money_and_rates(tmp_path: Path) -> None:
     async def watched() -> None:
         async with Journal.open(tmp_path / "journal.sqlite") as journal:
             stack = Stack(
-                model=journal.wrap(Provider()), ledger=Ledger(Budget()), standstill=Standstill(), pacings=(), batches=()
+                model=journal.wrap(journal.marked(Provider())),
+                ledger=Ledger(Budget()),
+                standstill=Standstill(),
+                pacings=(),
+                batches=(),
             )
             run = Run(
                 journal=journal,

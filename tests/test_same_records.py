@@ -67,7 +67,7 @@ async def evolve_delayed(journal: Journal, *, seed: int, concurrency: int) -> li
     draws = random.Random(seed)
     ledger, order = Ledger(CONFIG.budget), list[str]()
     delayed = Delayed(SimulatedChatModel(Simulated(faults=FAULTS)), draws, order)
-    charged = Charged(delayed, prices=Prices(CONFIG.llm), ledger=ledger)
+    charged = Charged(journal.marked(delayed), prices=Prices(CONFIG.llm), ledger=ledger)
     pacing = Pacing(journal.wrap(charged), concurrency=concurrency, max_attempts=1)
     stack = Stack(model=pacing, ledger=ledger, standstill=Standstill(), pacings=(pacing,), batches=())
     run = Run(journal=journal, stack=stack, progress=unwatched, stop=StopFlag(), total=SEEDS)

@@ -12,9 +12,10 @@ import pytest
 from configs.errors import UserError
 from data_gen.config import Budget, EvolveConfig, Mixture, OpenAICompatible, Price, Simulated, SimulatedSeeds
 from data_gen.llm.budget import Ledger
-from data_gen.llm.chat import ChatRequest, Message, Purpose, RequestKey
+from data_gen.llm.chat import NOTHING, ChatRequest, Message, Purpose, RequestKey
 from data_gen.llm.journal import Journal
 from data_gen.llm.server import SimulatedServer
+from data_gen.llm.server.service import Conduct
 from data_gen.llm.stack import Sending, cast, open_stack, prepare
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
@@ -109,3 +110,29 @@ def test_the_same_provider_for_all_is_one_client_with_one_pace(tmp_path: Path) -
             assert len(stack.pacings) == 1
 
     asyncio.run(count())
+
+
+def test_requests_that_wait_for_room_in_the_budget_are_not_marked_as_sent_nor_sent_after_the_stop(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        conduct = Conduct(latency_seconds=0.3)
+        async with SimulatedServer(Simulated(), conduct=conduct) as server:
+            llm = replace(LLM, base_url=server.base_url, price=Price(input=1e6, output=1e6))
+            async with Journal.open(tmp_path / "journal.sqlite") as journal:
+                ledger = Ledger(Budget(usd=100.0))  # one at its full length
+                prepared = prepare(cast(replace(CONFIG, llm=llm)))
+                sending = Sending(concurrency=20, max_attempts=1)
+                async with open_stack(prepared, journal=journal, ledger=ledger, sending=sending) as stack:
+                    requests = [asking("answer", model="m", number=number) for number in range(20)]
+                    callers = [asyncio.create_task(stack.model.complete(request)) for request in requests]
+                    while not server.requests:  # noqa: ASYNC110 -- what is waited for knows of no event
+                        await asyncio.sleep(0.001)
+                    marks = journal.read(lambda db: db.execute("SELECT count(*) FROM in_flight").fetchone())
+                    assert (stack.pacings[0].in_flight, marks) == (20, (1,))
+                    for caller in callers:
+                        caller.cancel()
+                assert (server.requests, ledger.spent.calls, journal.spent.calls) == (1, 1, 1)
+                assert ledger.reserved == NOTHING
+
+    asyncio.run(run())

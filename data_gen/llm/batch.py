@@ -2,14 +2,15 @@
 
     standstill = Standstill()                                  # shared by all batch models of a run
     async with Journal.open(path) as journal, BatchChat(service, journal=journal, ...) as batch:
-        model = journal.wrap(batch)
+        model = journal.wrap(batch, saves="none")
         with standstill.lineage():                             # around all that one lineage asks
             reply = await model.complete(request)
 
 A request waits in a collection until its job goes out: when no lineage can move without an answer, or the collection
 is as large or as old as it may become. A job is written to the journal's file before it is created and its name
-before it is first looked at, so a process that dies finds it again instead of paying for a second one. Results are on
-disk before they are used; what a job did not answer goes into the next one.
+before it is first looked at, so a process that dies finds it again instead of paying for a second one. Results are in
+the journal, with what they cost, before they are used; what a job did not answer goes into the next one. What a request
+was expected to cost is held in the ledger until its job is read, by whichever process does.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ import contextlib
 import secrets
 import sqlite3
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO, Self
 
 from data_gen.llm import jobs_file, journal_file
 from data_gen.llm.batch_calls import PatientCalls, pause
-from data_gen.llm.batch_join import Counts, Join
+from data_gen.llm.batch_join import Counts as Counts
+from data_gen.llm.batch_join import Join
 from data_gen.llm.batch_service import BatchService, Gone, JobState, Limits, LostJobs
-from data_gen.llm.chat import ChatReply, ChatRequest, NotSent, Permanent
-from data_gen.llm.jobs_file import Job
+from data_gen.llm.budget import Account
+from data_gen.llm.chat import NOTHING, ChatReply, ChatRequest, NotSent, Permanent, Spent
+from data_gen.llm.jobs_file import Asked, Job
 from data_gen.llm.journal import Journal
 from data_gen.llm.journal_file import Outcome
 from data_gen.llm.standstill import Standstill as Standstill
@@ -38,7 +42,7 @@ MOST_JOBS = 5
 """In so many jobs a request is sent before it is given up."""
 
 _POLLS_BETWEEN_JOBS = 20  # where a job failed because too much was in the provider's queue
-_ROWS = 500  # replies that are kept in one transaction
+_ROWS = 500  # replies that are committed in one transaction
 _FEW = 20  # a job of fewer requests may lose most of them by chance
 
 
@@ -50,7 +54,6 @@ class _Waiting:
     line_bytes: int
     echo: str
     callers: list[asyncio.Future[None]] = field(default_factory=list)
-    jobs: int = 0
 
 
 @dataclass
@@ -74,6 +77,7 @@ class BatchChat:
         service: BatchService,
         *,
         journal: Journal,
+        account: Account,
         standstill: Standstill,
         limits: Limits,
         lost_jobs: LostJobs = "stop",
@@ -82,6 +86,7 @@ class BatchChat:
         self.counts = Counts()
         self._service = service
         self._journal = journal
+        self._account = account
         self._standstill = standstill
         self._limits = limits
         self._lost_jobs = lost_jobs
@@ -91,7 +96,8 @@ class BatchChat:
         self._collections: dict[str, _Collection] = {}
         self._job_of: dict[str, Job] = {}
         self._stuck: dict[str, Exception] = {}  # label -> why nobody follows that job any more
-        self._kept: set[str] = set()
+        self._reserved: dict[str, Spent] = {}
+        self._sent: Counter[str] = Counter()  # in how many jobs each request was that somebody waits for
         self._followers: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
@@ -101,10 +107,11 @@ class BatchChat:
 
     async def __aenter__(self) -> Self:
         await self._journal.commit(jobs_file.create)
-        await self._journal.commit(jobs_file.tidy)
-        self._kept = self._journal.read(jobs_file.kept)
         for job in self._journal.read(partial(jobs_file.open_jobs, service=self._service.address)):
-            self._job_of.update(dict.fromkeys(job.echoes, job))
+            self._job_of.update(dict.fromkeys(job.requests, job))
+            for digest, reserved in self._journal.read(partial(jobs_file.unanswered, job=job)).items():
+                self._account.ledger.hold(reserved)
+                self._reserved[digest] = reserved
             self._follow(job, partial(self._attach, job))
         self._standstill.join(self._send_all)
         return self
@@ -121,25 +128,30 @@ class BatchChat:
             self._answer(digest, _closed())
 
     async def complete(self, request: ChatRequest) -> ChatReply:
-        """The reply that a job brought.
+        """The reply that a job brought; it is in the journal, and priced.
 
         Raises:
+          BudgetSpent: the request is in no job, and the budget would not hold it.
           NotSent: `MOST_JOBS` jobs brought none (what may have been paid for is counted), or this is closed.
           Permanent: with scope "request", refused for good; else no job can be created, or reached any more.
         """
         digest = request.digest
-        while True:
-            if digest not in self._kept:
+        try:
+            while True:
+                if digest not in self._job_of and digest not in self._reserved:
+                    self._reserved[digest] = await self._account.reserve(request)
                 await self._wait_for(digest, request)
-            outcome = await self._journal.commit(partial(jobs_file.outcome, digest=digest))
-            if outcome is not None:
-                return outcome.reply()
-            self._kept.discard(digest)  # the journal took it over, and yet it is asked for
+                outcome = await self._journal.commit(partial(journal_file.outcome, digest=digest))
+                if outcome is not None:
+                    return outcome.reply()
+        finally:
+            self._sent.pop(digest, None)
 
     # --- waiting and collecting
 
     async def _wait_for(self, digest: str, request: ChatRequest) -> None:
         if self._is_closed:
+            self._give_back(digest)
             raise _closed()
         waiting = self._waiting.get(digest)
         if waiting is None:
@@ -148,6 +160,7 @@ class BatchChat:
                 raise self._stuck[job.label]
             line = self._service.line(request, key=digest)
             if len(line.text) > self._limits.max_bytes:
+                self._give_back(digest)
                 raise Permanent(f"the request alone fills a job: {len(line.text)} bytes", scope="request")
             waiting = self._waiting[digest] = _Waiting(request, len(line.text), line.echo)
             if job is None:
@@ -169,6 +182,12 @@ class BatchChat:
         collection = self._collections.get(waiting.request.model)
         if collection is not None and collection.requests.pop(digest, None) is not None:
             collection.size -= waiting.line_bytes
+            self._give_back(digest)
+
+    def _give_back(self, digest: str) -> None:
+        """The request was not sent, or cost nothing."""
+        if reserved := self._reserved.pop(digest, None):
+            self._account.ledger.release(reserved)
 
     def _collect(self, digest: str, waiting: _Waiting) -> None:
         model = waiting.request.model
@@ -193,14 +212,18 @@ class BatchChat:
         collection.timer.cancel()
         if not collection.requests:
             return
-        echoes = {digest: waiting.echo for digest, waiting in collection.requests.items()}
-        job = Job(secrets.token_hex(16), model, echoes)  # not made from the requests: the same may be sent again
-        self._job_of.update(dict.fromkeys(echoes, job))
+        asked = {
+            digest: Asked(waiting.request.key, waiting.echo, self._reserved[digest])
+            for digest, waiting in collection.requests.items()
+        }
+        job = Job(secrets.token_hex(16), model, asked)  # not made from the requests: the same may be sent again
+        self._job_of.update(dict.fromkeys(asked, job))
+        self._sent.update(asked.keys())
         requests = [(digest, waiting.request) for digest, waiting in collection.requests.items()]
         self._follow(job, partial(self._create, job, requests))
 
     def _answer(self, digest: str, error: Exception | None = None) -> None:
-        """Lets the callers of a request go on: its reply is kept, or there is none and this is why."""
+        """Lets the callers of a request go on: to its reply in the journal or into another job; or this is why not."""
         callers = self._waiting.pop(digest).callers
         self._standstill.moves(len(callers))
         for caller in callers:
@@ -228,7 +251,8 @@ class BatchChat:
                     await self._ask_again(job, gone)
         except Exception as error:  # whatever it is, those who wait for the job must hear of it
             self._stuck[job.label] = error
-            for digest in job.echoes:
+            for digest in job.requests:
+                self._give_back(digest)  # those who wait for room must not wait for this job
                 if digest in self._waiting:
                     self._answer(digest, error)
 
@@ -260,18 +284,17 @@ class BatchChat:
         return False
 
     def _struck(self, job: Job) -> None:
-        """Collects anew what a job asked that is no more, but for what it answered while it was."""
-        for digest in job.echoes:
+        """Those who wait for a job that is no more go on: to what it answered while it was, or into another one."""
+        for digest in job.requests:
+            self._give_back(digest)
             del self._job_of[digest]
-            if digest in self._waiting and digest in self._kept:
+            if digest in self._waiting:
                 self._answer(digest)
-            elif waiting := self._waiting.get(digest):
-                self._collect(digest, waiting)
         self._standstill.look()
 
     async def _ask_again(self, job: Job, gone: Gone) -> None:
         """The job can not be found any more, and it may have been paid for."""
-        lost = [digest for digest in job.echoes if digest not in self._kept]
+        lost = await self._journal.commit(partial(jobs_file.unanswered, job=job))
         if self._lost_jobs == "stop":
             raise Permanent(
                 f"{gone}. Batch job {job.name}, with {len(lost):,} requests of this run, is not there for these "
@@ -279,9 +302,16 @@ class BatchChat:
                 "is gone for good, lost_jobs=ask_again asks anew, and may pay again, for what it was to answer",
                 scope="run",
             )
-        await count_lost(self._journal, lost, also=partial(jobs_file.forget, label=job.label))
+        await self._lose(lost, also=partial(jobs_file.forget, label=job.label))
         self.counts.gone += 1
         self._struck(job)
+
+    async def _lose(self, lost: Mapping[str, Spent], *, also: Callable[[sqlite3.Connection], object]) -> None:
+        """Counts requests as paid for in vain, in one transaction with what `also` does."""
+        await self._journal.lose(lost, also=also)
+        for digest in lost:
+            if reserved := self._reserved.pop(digest, None):
+                self._account.ledger.assume(reserved)
 
     async def _named(self, job: Job, name: str) -> None:
         await self._journal.commit(partial(jobs_file.name, label=job.label, as_=name))
@@ -297,17 +327,16 @@ class BatchChat:
 
     async def _finish(self, job: Job, state: JobState) -> None:
         """Keeps what a job answered, ends it, and lets everybody go on whom it has answered."""
-        join = await self._calls.repeated(
-            partial(self._read, job)
-        )  # a job that failed half-way has answered the first half
+        # A job that failed half-way has answered the first half.
+        join = await self._calls.repeated(partial(self._read, job))
         self.counts.expired += state.phase == "cut short"
         self.counts.add(join)
-        unanswered = [digest for digest in job.echoes if not join.answered(digest)]
+        lost = {}
         if state.phase == "complete":
-            lost = [digest for digest in unanswered if digest not in join.errors]
+            unanswered = await self._journal.commit(partial(jobs_file.unanswered, job=job))
+            lost = {digest: reserved for digest, reserved in unanswered.items() if digest not in join.errors}
             self.counts.missing += len(lost)
-            await count_lost(self._journal, lost)
-        self._kept -= await self._journal.commit(partial(jobs_file.close, label=job.label))
+        await self._lose(lost, also=partial(jobs_file.close, label=job.label))
         if isinstance(state.error, NotSent):
             await self._sleep(pause(state.error, otherwise=_POLLS_BETWEEN_JOBS * self._limits.poll_seconds))
         self._release(job, join, state)
@@ -315,64 +344,56 @@ class BatchChat:
     def _release(self, job: Job, join: Join, state: JobState) -> None:
         """All at once: a lineage that went on alone would be a wave, and so a job, of its own."""
         error = state.error
-        if state.phase == "complete" and len(job.echoes) >= _FEW and 2 * join.joined < len(job.echoes):
-            told = f"job {job.name} answered {join.joined} of {len(job.echoes)} requests in a way that can be read"
+        if state.phase == "complete" and len(job.requests) >= _FEW and 2 * join.joined < len(job.requests):
+            told = f"job {job.name} answered {join.joined} of {len(job.requests)} requests in a way that can be read"
             error = Permanent(f"{told}; started again, the others are asked, and may be paid for, anew", scope="run")
-        again = []
-        for digest in job.echoes:
+        for digest in job.requests:
+            self._give_back(digest)
             del self._job_of[digest]
             if digest not in self._waiting:
                 continue
-            if join.answered(digest):
+            found = None if join.answered(digest) else error or join.errors.get(digest)
+            if isinstance(found, Permanent):
+                self._answer(digest, found)
+            elif not join.answered(digest) and self._sent[digest] >= MOST_JOBS:
+                self._answer(digest, found or NotSent(f"{job.name} holds no result for it"))
+            else:
+                self.counts.resent += not join.answered(digest)
                 self._answer(digest)
-            elif isinstance(found := error or join.errors.get(digest), Permanent):
-                self._answer(digest, found)
-            else:
-                again.append((digest, found or NotSent(f"{job.name} holds no result for it")))
-        for digest, found in again:
-            waiting = self._waiting[digest]
-            waiting.jobs += 1
-            if waiting.jobs < MOST_JOBS:
-                self.counts.resent += 1
-                self._collect(digest, waiting)
-            else:
-                self._answer(digest, found)
         self._standstill.look()
 
     async def _read(self, job: Job) -> Join:
-        """Keeps every outcome in a job's results; read twice, the same are kept."""
+        """Commits every outcome in a job's results; read twice, the same are there."""
         assert job.name is not None
-        join = Join(job.echoes)
+        join = Join({digest: asked.echo for digest, asked in job.requests.items()})
         rows: list[tuple[str, Outcome]] = []
         async with contextlib.aclosing(self._service.results(job.name)) as results:
             async for result in results:
                 if found := join.take(result):
                     rows.append(found)
                 if len(rows) >= _ROWS:
-                    await self._keep(rows)
+                    await self._keep(job, rows)
                     rows = []
-        await self._keep(rows)
+        await self._keep(job, rows)
         return join
 
-    async def _keep(self, rows: list[tuple[str, Outcome]]) -> None:
-        await self._journal.commit(partial(jobs_file.keep, outcomes=rows))
-        self._kept.update(digest for digest, _ in rows)
+    async def _keep(self, job: Job, rows: list[tuple[str, Outcome]]) -> None:
+        """Commits outcomes with their price, and charges those that are new."""
+        found: dict[str, Outcome] = {}
+        for digest, outcome in rows:
+            if outcome.kind == "reply":
+                reserved = self._reserved.get(digest, NOTHING)
+                outcome = journal_file.outcome_of(
+                    self._account.priced(outcome.reply(), model=job.model, reserved=reserved)
+                )
+            found[digest] = outcome
+        new = await self._journal.take([(job.requests[digest].key, digest, one) for digest, one in found.items()])
+        for digest in new:
+            if found[digest].kind == "reply" and digest in self._reserved:
+                reserved = self._reserved.pop(digest)
+                kind = (job.requests[digest].key.purpose, job.model)
+                self._account.settle(found[digest].reply(), kind=kind, reserved=reserved)
 
 
 def _closed() -> NotSent:
     return NotSent("no batch job is waited for any more")
-
-
-async def count_lost(
-    journal: Journal, digests: Sequence[str], *, also: Callable[[sqlite3.Connection], object] | None = None
-) -> None:
-    """Counts requests of jobs that may have been paid for in vain, in one transaction with what `also` does."""
-
-    def commit(db: sqlite3.Connection) -> None:
-        for digest in digests:
-            journal_file.count_lost(db, digest=digest)
-        if also is not None:
-            also(db)
-
-    await journal.commit(commit)
-    journal.possibly_paid_twice += len(digests)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data_gen.llm.chat import ChatError, ChatReply, Permanent
-from data_gen.llm.journal_file import Outcome
+from data_gen.llm.journal_file import Outcome, outcome_of, refusal
 
 
 class Result(NamedTuple):
@@ -129,8 +129,5 @@ class Join:
 def _outcome(found: ChatReply | ChatError) -> Outcome | ChatError:
     """What is worth keeping: a reply, or a refusal of this very request."""
     if isinstance(found, Permanent) and found.scope == "request":
-        return Outcome("refused", str(found), "stop", "", 0, 0, 0, 0.0)
-    if isinstance(found, ChatError):
-        return found
-    tokens = (found.input_tokens, found.output_tokens, found.cached_tokens)
-    return Outcome("reply", found.text, found.finish_reason, found.model, *tokens, found.usd)
+        return refusal(found)
+    return found if isinstance(found, ChatError) else outcome_of(found)

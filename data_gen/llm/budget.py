@@ -1,18 +1,20 @@
 """What a run may spend, and the wrapper that asks before it spends.
 
     ledger = Ledger(config.budget, spent=journal.spent)          # one for all models of a run
-    model = journal.wrap(Charged(OpenAIChat(llm), prices=Prices(llm), ledger=ledger))
+    model = journal.wrap(Charged(journal.marked(OpenAIChat(llm)), prices=Prices(llm), ledger=ledger))
 
 What a request will cost is known when it is answered. So each one in flight holds a reservation: the mean of what
-requests of its purpose to its model have cost so far, and before the first one what it would cost at its full
-length. Beyond a limit goes at most what the requests then in flight cost more than was reserved for them.
+requests of its purpose to its model have cost so far, more where its own text is longer, and before the first one what
+it would cost at its full length. Beyond a limit goes at most what the requests then in flight cost more than was
+reserved for them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+import math
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -36,24 +38,41 @@ _BYTES_PER_TOKEN = 3  # of UTF-8; English has 4 to 5, and a guess should rather 
 _TOKENS_PER_MESSAGE = 8
 
 
+Kind = tuple[Purpose, str]
+"""Requests of one purpose to one model, which cost about the same."""
+
+
 @dataclass
-class _Answered:
-    """What all requests of one kind have cost."""
+class _Known:
+    """What is known of one kind of requests: what those that were answered cost, and how long those sent are."""
 
-    total: Spent
+    answered: Spent = NOTHING
+    sent: int = 0
+    sent_tokens: int = 0
+    """As their texts tell it."""
 
-    def mean(self) -> Spent:
-        calls, tokens_in, tokens_out, usd = self.total
-        return Spent(1, -(-tokens_in // calls), -(-tokens_out // calls), usd / calls)  # tokens rounded up
+    def likely(self, waiting: _Waiting) -> Spent:
+        """As the others on average, and more where its text is longer; at its full length while none is known."""
+        if not self.answered.calls:
+            return waiting.at_most
+        calls, tokens_in, tokens_out, usd = self.answered
+        mean = Spent(1, -(-tokens_in // calls), -(-tokens_out // calls), usd / calls)  # tokens rounded up
+        longer = waiting.at_most.input_tokens * self.sent / self.sent_tokens if self.sent else 1.0
+        if longer <= 1:
+            return mean
+        tokens_in = math.ceil(mean.input_tokens * longer)
+        return Spent(1, tokens_in, mean.output_tokens, max(mean.usd, waiting.usd(tokens_in, mean.output_tokens)))
 
 
 @dataclass(frozen=True)
 class _Waiting:
     """A request that fits once others have cost less than was reserved for them."""
 
-    kind: tuple[Purpose, str]
-    at_first: Spent
-    """What it is likely to cost, as long as no request of its kind was answered."""
+    kind: Kind
+    at_most: Spent
+    """What it costs at its full length."""
+    usd: Callable[[int, int], float]
+    """What so many input and output tokens cost."""
     admitted: asyncio.Future[Spent]
 
 
@@ -71,7 +90,7 @@ class Ledger:
         """Entered around each wait for room: a batch model must know that such a lineage stands still."""
         self.reserved = NOTHING
         self._budget = budget
-        self._answered: dict[tuple[Purpose, str], _Answered] = {}
+        self._known: defaultdict[Kind, _Known] = defaultdict(_Known)
         self._waiting: deque[_Waiting] = deque()
 
     async def reserve(self, request: ChatRequest, *, prices: Prices) -> Spent:
@@ -82,9 +101,13 @@ class Ledger:
         Raises:
           BudgetSpent: with this request, what was spent would pass a limit.
         """
-        kind = (request.key.purpose, request.model)
-        at_first = NOTHING if kind in self._answered else _at_full_length(request, prices=prices)
-        waiting = _Waiting(kind, at_first, asyncio.get_running_loop().create_future())
+        at_most = _at_full_length(request, prices=prices)
+        admitted = asyncio.get_running_loop().create_future()
+
+        def usd(tokens_in: int, tokens_out: int) -> float:
+            return prices.usd(model=request.model, input_tokens=tokens_in, output_tokens=tokens_out)
+
+        waiting = _Waiting(kind_of(request), at_most, usd, admitted)
         self._waiting.append(waiting)
         self._admit()
         try:
@@ -103,10 +126,14 @@ class Ledger:
         """The request was not sent, or refused: it cost nothing."""
         self._settle(reserved, cost=NOTHING)
 
-    def charge(self, request: ChatRequest, *, reserved: Spent, cost: Spent) -> None:
-        """The request was answered."""
-        answered = self._answered.setdefault((request.key.purpose, request.model), _Answered(NOTHING))
-        answered.total = answered.total.plus(cost)
+    def hold(self, reserved: Spent) -> None:
+        """Reserves for what an earlier process sent, whether there is room or not."""
+        self.reserved = self.reserved.plus(reserved)
+
+    def charge(self, kind: Kind, *, reserved: Spent, cost: Spent) -> None:
+        """A request of this kind was answered."""
+        known = self._known[kind]
+        known.answered = known.answered.plus(cost)
         self._settle(reserved, cost=cost)
 
     def assume(self, reserved: Spent) -> None:
@@ -128,8 +155,8 @@ class Ledger:
             if first.admitted.done():
                 self._waiting.popleft()  # it was cancelled
                 continue
-            answered = self._answered.get(first.kind)
-            likely = answered.mean() if answered else first.at_first
+            known = self._known[first.kind]
+            likely = known.likely(first)
             held = self.spent.plus(self.reserved)
             if any(limit.of(held.plus(likely)) > limit.most for limit in self._limits()):
                 passed = [limit for limit in self._limits() if limit.of(self.spent.plus(likely)) > limit.most]
@@ -138,6 +165,8 @@ class Ledger:
                 first.admitted.set_exception(self._refusal(passed[0], likely=likely))
             else:
                 self.reserved = self.reserved.plus(likely)
+                known.sent += 1
+                known.sent_tokens += first.at_most.input_tokens
                 first.admitted.set_result(likely)
             self._waiting.popleft()
 
@@ -173,15 +202,37 @@ class _Limit:
         return f"{amount:,} {self.name if amount != 1 else self.name.removesuffix('s')}"
 
 
-class Charged:
-    """A `ChatModel` that prices each reply, and sends only what the ledger has room for.
+class Account:
+    """What requests to one provider cost, in the ledger that all models of a run share."""
 
-    A reply that says nothing of its tokens, or nothing of those of a text, is charged what was reserved for it.
-    """
+    def __init__(self, *, prices: Prices, ledger: Ledger) -> None:
+        self._prices = prices
+        self.ledger = ledger
+
+    async def reserve(self, request: ChatRequest) -> Spent:
+        """See `Ledger.reserve`; raises BudgetSpent."""
+        return await self.ledger.reserve(request, prices=self._prices)
+
+    def priced(self, reply: ChatReply, *, model: str, reserved: Spent) -> ChatReply:
+        """The reply with its price: what was reserved for it, where it does not say how many tokens it took."""
+        usd = self._prices.price_of(reply, model=model) if _tells_tokens(reply) else reserved.usd
+        return replace(reply, usd=usd)
+
+    def settle(self, reply: ChatReply, *, kind: Kind, reserved: Spent) -> None:
+        """Charges a priced reply."""
+        if _tells_tokens(reply):
+            cost = Spent(1, reply.input_tokens, reply.output_tokens, reply.usd)
+            self.ledger.charge(kind, reserved=reserved, cost=cost)
+        else:
+            self.ledger.assume(reserved)
+
+
+class Charged:
+    """A `ChatModel` that prices each reply, and sends only what the ledger has room for."""
 
     def __init__(self, inner: ChatModel, *, prices: Prices, ledger: Ledger) -> None:
         self._inner = inner
-        self._prices = prices
+        self._account = Account(prices=prices, ledger=ledger)
         self._ledger = ledger
 
     async def complete(self, request: ChatRequest) -> ChatReply:
@@ -191,7 +242,7 @@ class Charged:
           BudgetSpent: the request was not sent, for the budget would not hold it.
           NotSent, Ambiguous, Permanent: as `inner` raised it; what is lost on the way counts as spent.
         """
-        reserved = await self._ledger.reserve(request, prices=self._prices)
+        reserved = await self._account.reserve(request)
         try:
             reply = await self._inner.complete(request)
         except (NotSent, Permanent):
@@ -202,13 +253,18 @@ class Charged:
             if isinstance(error, Ambiguous):
                 error.assumed = reserved
             raise
-        if not reply.output_tokens and (reply.text or not reply.input_tokens):
-            self._ledger.assume(reserved)
-            return replace(reply, usd=reserved.usd)
-        usd = self._prices.price_of(reply, model=request.model)
-        cost = Spent(1, reply.input_tokens, reply.output_tokens, usd)
-        self._ledger.charge(request, reserved=reserved, cost=cost)
-        return replace(reply, usd=usd)
+        reply = self._account.priced(reply, model=request.model, reserved=reserved)
+        self._account.settle(reply, kind=kind_of(request), reserved=reserved)
+        return reply
+
+
+def kind_of(request: ChatRequest) -> Kind:
+    return request.key.purpose, request.model
+
+
+def _tells_tokens(reply: ChatReply) -> bool:
+    """Whether it says how many it took, and how many its text."""
+    return bool(reply.output_tokens or (reply.input_tokens and not reply.text))
 
 
 def _at_full_length(request: ChatRequest, *, prices: Prices) -> Spent:

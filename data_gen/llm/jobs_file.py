@@ -1,7 +1,7 @@
-"""Batch jobs in the journal's SQLite file: which were begun, what they asked, and what came back.
+"""Batch jobs in the journal's SQLite file: which were begun, and what they asked.
 
 A job is written down before it is created, so that its label finds it at the provider whatever happens in between.
-Replies are kept here from the moment a job's results are read until the journal has each under its own request.
+What it answers goes to the journal's outcomes, as what is answered online.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from data_gen.llm import journal_file
+from data_gen.llm.chat import RequestKey, Spent
 from data_gen.llm.journal_check import checked
-from data_gen.llm.journal_file import Outcome, insert_row
+from data_gen.llm.journal_file import insert_row
 
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS jobs (
@@ -19,15 +22,22 @@ _TABLES = (
       checksum INTEGER NOT NULL
     ) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS job_requests (
-      label TEXT NOT NULL, digest TEXT NOT NULL, echo TEXT NOT NULL, checksum INTEGER NOT NULL,
+      label TEXT NOT NULL, digest TEXT NOT NULL, echo TEXT NOT NULL, lineage TEXT NOT NULL, round INTEGER NOT NULL,
+      purpose TEXT NOT NULL, calls INTEGER NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+      usd REAL NOT NULL, checksum INTEGER NOT NULL,
       PRIMARY KEY (label, digest)
     ) WITHOUT ROWID""",
-    """CREATE TABLE IF NOT EXISTS job_replies (
-      digest TEXT PRIMARY KEY, outcome TEXT NOT NULL, text TEXT NOT NULL, finish_reason TEXT NOT NULL,
-      model TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
-      cached_tokens INTEGER NOT NULL, usd REAL NOT NULL, checksum INTEGER NOT NULL
-    )""",
 )
+
+
+class Asked(NamedTuple):
+    """A request of a job."""
+
+    key: RequestKey
+    echo: str
+    """What the provider echoes of it."""
+    reserved: Spent
+    """What it was expected to cost when it was sent."""
 
 
 @dataclass
@@ -37,8 +47,8 @@ class Job:
     label: str
     """What it is known by here and, as a mark on it, at the provider."""
     model: str
-    echoes: Mapping[str, str] = field(repr=False)
-    """Digest of each request in it -> what the provider echoes of that request."""
+    requests: Mapping[str, Asked] = field(repr=False)
+    """By digest."""
     name: str | None = None
     """The provider's name for it; None while it may not exist there."""
 
@@ -52,8 +62,9 @@ def create(db: sqlite3.Connection) -> None:
 def intend(db: sqlite3.Connection, *, job: Job, service: str) -> None:
     """Writes a job down that is about to be created."""
     insert_row(db, "jobs", (job.label, service, job.model, None, 1))
-    for digest, echo in job.echoes.items():
-        insert_row(db, "job_requests", (job.label, digest, echo))
+    for digest, (key, echo, (calls, *tokens, usd)) in job.requests.items():
+        place = (key.lineage, key.round, key.purpose)
+        insert_row(db, "job_requests", (job.label, digest, echo, *place, calls, *tokens, float(usd)))
 
 
 def name(db: sqlite3.Connection, *, label: str, as_: str) -> None:
@@ -70,15 +81,25 @@ def forget(db: sqlite3.Connection, *, label: str) -> None:
 def open_jobs(db: sqlite3.Connection, *, service: str) -> list[Job]:
     """The jobs of a service whose results have not been read, oldest file order aside."""
     select = "SELECT label, model, name FROM jobs WHERE is_open AND service = ? ORDER BY label"
-    return [
-        Job(
-            label,
-            model,
-            dict(db.execute("SELECT digest, echo FROM job_requests WHERE label = ?", (label,))),
-            name_at_provider,
-        )
-        for label, model, name_at_provider in db.execute(select, (service,)).fetchall()
-    ]
+    return [Job(label, model, _requests(db, label=label), at) for label, model, at in db.execute(select, (service,))]
+
+
+def _requests(db: sqlite3.Connection, *, label: str) -> dict[str, Asked]:
+    rows = db.execute("SELECT * FROM job_requests WHERE label = ?", (label,)).fetchall()
+    checked_rows = (checked(row, table="job_requests") for row in rows)
+    return {
+        digest: Asked(RequestKey(lineage, round_, purpose), echo, Spent(*reserved))
+        for _, digest, echo, lineage, round_, purpose, *reserved in checked_rows
+    }
+
+
+def unanswered(db: sqlite3.Connection, *, job: Job) -> dict[str, Spent]:
+    """What was reserved for each request of a job to which the journal holds no reply, by digest."""
+    return {
+        digest: asked.reserved
+        for digest, asked in job.requests.items()
+        if journal_file.outcome(db, digest=digest) is None
+    }
 
 
 def elsewhere(db: sqlite3.Connection, *, services: Iterable[str]) -> dict[str, int]:
@@ -89,48 +110,17 @@ def elsewhere(db: sqlite3.Connection, *, services: Iterable[str]) -> dict[str, i
     return {service: count for service, count in db.execute(select) if service not in services}
 
 
-def asked(db: sqlite3.Connection, *, services: Iterable[str]) -> list[str]:
-    """The digests of the requests in the open jobs of services."""
-    return [digest for service in services for job in open_jobs(db, service=service) for digest in job.echoes]
+def give_up(db: sqlite3.Connection, *, jobs: Iterable[Job]) -> None:
+    """Strikes out jobs that nobody will read."""
+    for job in jobs:
+        forget(db, label=job.label)
 
 
-def give_up(db: sqlite3.Connection, *, services: Iterable[str]) -> None:
-    """Strikes out the open jobs of services."""
-    for service in services:
-        for job in open_jobs(db, service=service):
-            forget(db, label=job.label)
-
-
-def keep(db: sqlite3.Connection, *, outcomes: Iterable[tuple[str, Outcome]]) -> None:
-    """Keeps (digest, outcome) pairs; of two for one digest, the first."""
-    for digest, outcome in outcomes:
-        *values, usd = outcome
-        insert_row(db, "job_replies", (digest, *values, float(usd)), of_two="first")
-
-
-def close(db: sqlite3.Connection, *, label: str) -> set[str]:
-    """Ends a job, all of whose results are kept; returns the digests that the journal holds by now, kept no longer."""
+def close(db: sqlite3.Connection, *, label: str) -> None:
+    """Ends a job, all of whose replies are in the journal."""
     db.execute("UPDATE jobs SET is_open = 0 WHERE label = ?", (label,))
     _seal(db, label=label)
     db.execute("DELETE FROM job_requests WHERE label = ?", (label,))
-    return tidy(db)
-
-
-def tidy(db: sqlite3.Connection) -> set[str]:
-    """Drops, and names, the replies that the journal holds."""
-    gone = db.execute("DELETE FROM job_replies WHERE digest IN (SELECT digest FROM outcomes) RETURNING digest")
-    return {digest for (digest,) in gone.fetchall()}
-
-
-def kept(db: sqlite3.Connection) -> set[str]:
-    """The digests whose outcome is kept."""
-    return {digest for (digest,) in db.execute("SELECT digest FROM job_replies")}
-
-
-def outcome(db: sqlite3.Connection, *, digest: str) -> Outcome | None:
-    """What a job answered to a request; None if none did, or the journal holds it by now."""
-    row = db.execute("SELECT * FROM job_replies WHERE digest = ?", (digest,)).fetchone()
-    return None if row is None else Outcome(*checked(row, table="job_replies")[1:])
 
 
 def _seal(db: sqlite3.Connection, *, label: str) -> None:

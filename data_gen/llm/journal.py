@@ -1,33 +1,47 @@
 """Replies that were paid for are on disk before they are used, and are never asked for again.
 
     async with Journal.open(folder / "journal.sqlite") as journal:
-        model = Pacing(journal.wrap(OpenAIChat(config)), concurrency=32, max_attempts=8)
+        sending = Charged(journal.marked(OpenAIChat(config)), prices=prices, ledger=ledger)
+        model = Pacing(journal.wrap(sending), concurrency=32, max_attempts=8)
         reply = await model.complete(request)
 
-Pacing goes outside: then every single send is marked, and only requests that were really on the wire count as
-possibly paid twice. The file is SQLite (WAL, synchronous=FULL) under an exclusive lock. One thread writes it; what
-piles up while one commit reaches the disk is the next transaction (group commit), so many requests share one fsync.
+`wrap` answers from the file and saves there; `marked`, inside all that may hold a request back, notes that it is on
+the wire. So only requests that were really sent count as possibly paid twice.
 
-A hard kill can cost at most the requests then in flight: each was marked as sent before it was passed on, and a
-mark without an outcome is counted, and forgotten, when the file is next opened.
+The file is SQLite (WAL, synchronous=FULL) under an exclusive lock. One thread writes it; what piles up while one commit
+reaches the disk is the next transaction (group commit), so many requests share one fsync.
+
+A hard kill can cost at most the requests then in flight: each was marked before it was sent, and a mark without an
+outcome is counted, and forgotten, when the file is next opened.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self, TypeVar, cast
 
 from data_gen.llm import journal_file
-from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent, Permanent, Spent
+from data_gen.llm.chat import (
+    NOTHING,
+    Ambiguous,
+    ChatModel,
+    ChatReply,
+    ChatRequest,
+    NotSent,
+    Permanent,
+    RequestKey,
+    Spent,
+)
 from data_gen.llm.journal_check import Commits, transaction
 from data_gen.llm.journal_file import JournalError, Outcome, SavedLineage
 
@@ -36,7 +50,7 @@ JOURNAL = "journal.sqlite"
 
 T = TypeVar("T")
 
-Sends = Literal["at once", "in jobs"]
+Saves = Literal["every reply", "none"]
 
 _BATCH = 4096
 
@@ -47,6 +61,7 @@ class _Asking:
 
     task: asyncio.Task[ChatReply]
     waiting: int = 0
+    is_sent: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,8 @@ class Journal:
 
     Of this process: `asked` requests were passed on and `answered` of them with a reply, `cached` calls were answered
     without asking. Of the whole file, over all restarts: `possibly_paid_twice` sends ended without a known outcome
-    (the process died, or the provider's answer was lost), and `spent` is what was paid.
+    (the process died, or the provider's answer was lost), and `spent` is what was paid. `cut_off` requests had not come
+    home when the time for that was over.
     """
 
     @classmethod
@@ -81,7 +97,8 @@ class Journal:
         self.answered = 0
         self.cached = 0
         self.possibly_paid_twice = 0
-        self.spent = Spent()
+        self.spent = NOTHING
+        self.cut_off = 0
         self._drain_seconds = drain_seconds
         self._asking: dict[str, _Asking] = {}
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
@@ -113,12 +130,47 @@ class Journal:
                 self._commits.close()
                 self._db.close()
 
-    def wrap(self, inner: ChatModel, *, sends: Sends = "at once") -> ChatModel:
+    def wrap(self, inner: ChatModel, *, saves: Saves = "every reply") -> ChatModel:
         """`inner`, answered from this journal where it can be.
 
-        One that sends "in jobs" writes down by itself what may be billed, so here its requests are not marked as sent.
+        Where `saves` is "none", `inner` has each reply in the journal (see `take`) before it returns it.
         """
-        return _Journalled(self, inner, sends)
+        return _Journalled(self, inner, saves)
+
+    def marked(self, inner: ChatModel) -> ChatModel:
+        """`inner`, each of whose requests is on the disk as sent before it is; to stand inside what `wrap` wraps."""
+        return _Marked(self, inner)
+
+    async def take(self, found: Sequence[tuple[RequestKey, str, Outcome]]) -> set[str]:
+        """Commits outcomes by the keys and digests of their requests; returns the digests that had none before."""
+
+        def save(db: sqlite3.Connection) -> list[tuple[str, Spent]]:
+            new = []
+            for key, digest, outcome in found:
+                if journal_file.outcome(db, digest=digest) is None:
+                    journal_file.save_outcome(db, digest=digest, key=key, outcome=outcome)
+                    new.append((digest, outcome.spent))
+            return new
+
+        new = await self.commit(save)
+        self.spent = functools.reduce(Spent.plus, (spent for _, spent in new), self.spent)
+        return {digest for digest, _ in new}
+
+    async def lose(
+        self, assumed: Mapping[str, Spent], *, also: Callable[[sqlite3.Connection], object] | None = None
+    ) -> None:
+        """Counts requests, by digest, that may have been paid for in vain, and what each is assumed to have cost, in
+        one transaction with what `also` does."""
+
+        def count(db: sqlite3.Connection) -> None:
+            for digest, spent in assumed.items():
+                journal_file.count_lost(db, digest=digest, assumed=spent)
+            if also is not None:
+                also(db)
+
+        await self.commit(count)
+        self.possibly_paid_twice += len(assumed)
+        self.spent = functools.reduce(Spent.plus, assumed.values(), self.spent)
 
     async def save_lineage(
         self, index: int, *, seed_id: str, payload: str, finished: bool = True, usd: float = 0.0
@@ -144,7 +196,7 @@ class Journal:
         self.cached += 1
         return outcome.reply()
 
-    async def complete(self, request: ChatRequest, *, inner: ChatModel, sends: Sends = "at once") -> ChatReply:
+    async def complete(self, request: ChatRequest, *, inner: ChatModel, saves: Saves = "every reply") -> ChatReply:
         """The committed reply to this request, else `inner`'s, committed; equal requests at once share one send.
 
         Raises:
@@ -154,7 +206,7 @@ class Journal:
         digest = request.digest
         asking = self._asking.get(digest)
         if asking is None:
-            asking = _Asking(asyncio.create_task(self._ask(digest, request, inner, sends)))
+            asking = _Asking(asyncio.create_task(self._ask(digest, request, inner, saves)))
             self._asking[digest] = asking
             asking.task.add_done_callback(partial(self._asked, digest))
         else:
@@ -170,16 +222,12 @@ class Journal:
         if not task.cancelled():
             task.exception()  # seen, even if every caller has gone
 
-    async def _ask(self, digest: str, request: ChatRequest, inner: ChatModel, sends: Sends) -> ChatReply:
-        look = partial(journal_file.outcome_or_mark, request=request) if sends == "at once" else journal_file.outcome
-        known = await self.commit(partial(look, digest=digest))
+    async def _ask(self, digest: str, request: ChatRequest, inner: ChatModel, saves: Saves) -> ChatReply:
+        known = await self.commit(partial(journal_file.outcome, digest=digest))
         if known is not None:
             self.cached += 1
             return known.reply()
-        if not self._asking[digest].waiting:
-            self._change(partial(journal_file.unmark, digest=digest))
-            raise asyncio.CancelledError
-        save = partial(journal_file.save_outcome, digest=digest, request=request)
+        save = partial(journal_file.save_outcome, digest=digest, key=request.key)
         self.asked += 1
         try:
             reply = await inner.complete(request)
@@ -187,30 +235,45 @@ class Journal:
             self._change(partial(journal_file.unmark, digest=digest))
             raise
         except Ambiguous as lost:
-            await self.commit(partial(journal_file.count_lost, digest=digest, assumed=lost.assumed))
-            self.possibly_paid_twice += 1
-            self.spent = self.spent.plus(lost.assumed)
+            await self.lose({digest: lost.assumed})
             raise
         except Permanent as refusal:
-            if refusal.scope == "request":
-                refused = Outcome("refused", str(refusal), "stop", "", 0, 0, 0, 0.0)
-                await self.commit(partial(save, outcome=refused))
+            if refusal.scope == "request" and saves == "every reply":
+                await self.commit(partial(save, outcome=journal_file.refusal(refusal)))
             else:
                 self._change(partial(journal_file.unmark, digest=digest))
             raise
-        tokens = (reply.input_tokens, reply.output_tokens, reply.cached_tokens)
-        outcome = Outcome("reply", reply.text, reply.finish_reason, reply.model, *tokens, reply.usd)
-        await self.commit(partial(save, outcome=outcome))
+        if saves == "every reply":
+            outcome = journal_file.outcome_of(reply)
+            await self.commit(partial(save, outcome=outcome))
+            self.spent = self.spent.plus(outcome.spent)
         self.answered += 1
-        self.spent = self.spent.plus(Spent(1, reply.input_tokens, reply.output_tokens, reply.usd))
         return reply
 
+    async def send(self, request: ChatRequest, *, inner: ChatModel) -> ChatReply:
+        """`inner`'s reply to a request that is marked as sent; nothing is sent once nobody waits for it."""
+        digest = request.digest
+        asking = self._asking[digest]
+        await self.commit(partial(journal_file.mark, digest=digest, key=request.key))
+        if not asking.waiting:
+            self._change(partial(journal_file.unmark, digest=digest))
+            raise asyncio.CancelledError
+        asking.is_sent = True
+        return await inner.complete(request)
+
     async def drain(self) -> None:
-        """Gives requests that are on the wire their time to come home; to be done before a client is closed."""
+        """Gives requests that are on the wire their time to come home; to be done before a client is closed.
+
+        Those that wait to be sent, as for room in a budget, are not sent any more.
+        """
+        for asking in self._asking.values():
+            if not asking.is_sent:
+                asking.task.cancel()
         on_the_wire = [asking.task for asking in self._asking.values()]
         if not on_the_wire:
             return
         _, late = await asyncio.wait(on_the_wire, timeout=self._drain_seconds)
+        self.cut_off = len(late)
         for task in late:
             task.cancel()
         if late:
@@ -281,10 +344,19 @@ def _opened(path: Path) -> tuple[sqlite3.Connection, Commits]:
 class _Journalled:
     journal: Journal
     inner: ChatModel
-    sends: Sends
+    saves: Saves
 
     async def complete(self, request: ChatRequest) -> ChatReply:
-        return await self.journal.complete(request, inner=self.inner, sends=self.sends)
+        return await self.journal.complete(request, inner=self.inner, saves=self.saves)
+
+
+@dataclass(frozen=True)
+class _Marked:
+    journal: Journal
+    inner: ChatModel
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        return await self.journal.send(request, inner=self.inner)
 
 
 def _tell(futures: list[asyncio.Future[object]], results: list[object], failure: JournalError | None) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 
 from configs.folder import fsync_folder
 
+_COUNT_BYTES = 20
+
 COLUMN = "checksum"
 """The last column of a table whose rows are checked."""
 
@@ -73,8 +75,8 @@ class Commits:
         self._count = -1
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            os.ftruncate(self._file, 0)
             self.note(db)
+            os.ftruncate(self._file, _COUNT_BYTES)  # an empty file would read as a damaged one to who comes next
             os.fsync(self._file)
             fsync_folder(path.parent)
             with transaction(db):
@@ -91,7 +93,7 @@ class Commits:
         if count != self._count:
             self._count = count
             # Not forced to the disk: after a power cut an earlier count may stand here, and that is never too high.
-            os.pwrite(self._file, b"%019d\n" % count, 0)
+            os.pwrite(self._file, b"%0*d\n" % (_COUNT_BYTES - 1, count), 0)
 
     def end(self, db: sqlite3.Connection) -> None:
         """Marks the journal closed, closes it, and removes the count."""

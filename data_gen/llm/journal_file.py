@@ -17,11 +17,11 @@ from typing import Literal, NamedTuple
 
 from configs.errors import UserError
 from data_gen.llm import journal_check
-from data_gen.llm.chat import NOTHING, ChatReply, ChatRequest, FinishReason, Permanent, Spent
+from data_gen.llm.chat import NOTHING, ChatReply, FinishReason, Permanent, RequestKey, Spent
 from data_gen.llm.journal_check import checked, checksum, transaction
 
 _APPLICATION_ID = 0x57495A4A  # "WIZJ", in the file's header
-_FORMAT = 4
+_FORMAT = 5
 _LOCK_SECONDS = 2.0
 _PAGE = 256  # lineages in memory at a time
 
@@ -106,6 +106,10 @@ class Outcome(NamedTuple):
     output_tokens: int
     cached_tokens: int
     usd: float
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(int(self.kind == "reply"), self.input_tokens, self.output_tokens, self.usd)
 
     def reply(self) -> ChatReply:
         """The reply; raises `Permanent` for a refusal."""
@@ -232,6 +236,15 @@ def insert_row(
     db.execute(f"{verb} INTO {table} VALUES ({marks}, ?)", (*kept, checksum(*values)))
 
 
+def outcome_of(reply: ChatReply) -> Outcome:
+    tokens = (reply.input_tokens, reply.output_tokens, reply.cached_tokens)
+    return Outcome("reply", reply.text, reply.finish_reason, reply.model, *tokens, reply.usd)
+
+
+def refusal(error: Permanent) -> Outcome:
+    return Outcome("refused", str(error), "stop", "", 0, 0, 0, 0.0)
+
+
 def has_outcomes(db: sqlite3.Connection) -> bool:
     return db.execute("SELECT 1 FROM outcomes LIMIT 1").fetchone() is not None
 
@@ -242,26 +255,20 @@ def outcome(db: sqlite3.Connection, *, digest: str) -> Outcome | None:
     return None if known is None else Outcome(*checked(known, table="outcomes")[4:])
 
 
-def outcome_or_mark(db: sqlite3.Connection, *, digest: str, request: ChatRequest) -> Outcome | None:
-    """What came of the request before; None, with a mark, if it is now to be passed on."""
-    known = outcome(db, digest=digest)
-    if known is not None:
-        return known
-    key = request.key
+def mark(db: sqlite3.Connection, *, digest: str, key: RequestKey) -> None:
+    """The request is about to be sent."""
     db.execute(
         "INSERT OR REPLACE INTO in_flight VALUES (?, CAST(? AS TEXT), ?, ?)",
         (digest, _utf8(key.lineage), key.round, key.purpose),
     )
-    return None
 
 
-def save_outcome(db: sqlite3.Connection, *, digest: str, request: ChatRequest, outcome: Outcome) -> None:
-    key = request.key
+def save_outcome(db: sqlite3.Connection, *, digest: str, key: RequestKey, outcome: Outcome) -> None:
     kind, text, finish_reason, model, *tokens, cached, usd = outcome
     row = (digest, key.lineage, key.round, key.purpose, kind, text, finish_reason, model, *tokens, cached, float(usd))
     insert_row(db, "outcomes", row)
     unmark(db, digest=digest)
-    _add(db, Spent(int(kind == "reply"), outcome.input_tokens, outcome.output_tokens, usd))
+    _add(db, outcome.spent)
 
 
 def unmark(db: sqlite3.Connection, *, digest: str) -> None:

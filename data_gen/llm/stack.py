@@ -1,7 +1,7 @@
 """The models of a run, each with all that stands around it: price, journal, pacing or batch jobs, and who does what.
 
-Pacing( journal( Charged( provider )))        one request at a time
-        journal( Charged( batch jobs ))       half the price, within a day
+Pacing( journal( Charged( marked( provider ))))   one request at a time
+        journal( batch jobs )                     half the price, within a day; they charge what a job brings
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Self
 from configs.errors import UserError
 from data_gen.config import AnswerConfig, EvolveConfig, Gemini, OpenAICompatible, Provider, Simulated
 from data_gen.llm import jobs_file
-from data_gen.llm.batch import BatchChat, count_lost
+from data_gen.llm.batch import BatchChat
 from data_gen.llm.batch_service import LostJobs
-from data_gen.llm.budget import Charged, Ledger
-from data_gen.llm.chat import ChatModel, ChatReply, ChatRequest, Purpose
+from data_gen.llm.budget import Account, Charged, Ledger
+from data_gen.llm.chat import ChatModel, ChatReply, ChatRequest, Purpose, Spent
 from data_gen.llm.journal import Journal
 from data_gen.llm.pacing import Pacing
 from data_gen.llm.pricing import Prices
@@ -126,7 +126,7 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, se
     Raises:
       UserError: batch jobs are under way of which these providers know nothing.
     """
-    await _account_for_jobs(prepared, journal=journal, lost_jobs=sending.lost_jobs)
+    await _account_for_jobs(prepared, journal=journal, ledger=ledger, lost_jobs=sending.lost_jobs)
     standstill = Standstill()
     ledger.while_waiting = standstill.standing
     opened: dict[Provider, ChatModel] = {}
@@ -135,28 +135,25 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, se
     # Clients are closed last, when what is on the wire has come home; batch jobs go on without us.
     async with contextlib.AsyncExitStack() as clients, _drained(journal), contextlib.AsyncExitStack() as jobs:
         for provider, prices in prepared.prices.items():
-            inner: ChatModel
-            if isinstance(provider, Simulated):
-                inner = SimulatedChatModel(provider)
-            elif provider.batch is None:
-                inner = await clients.enter_async_context(prepared.clients[provider])
-            else:
-                service = prepared.services[provider]
-                await clients.enter_async_context(service)
+            model: ChatModel
+            if not isinstance(provider, Simulated) and provider.batch is not None:
                 batch = BatchChat(
-                    service,
+                    await clients.enter_async_context(prepared.services[provider]),
                     journal=journal,
+                    account=Account(prices=prices, ledger=ledger),
                     standstill=standstill,
                     limits=provider.batch,
                     lost_jobs=sending.lost_jobs,
                 )
                 batches.append(await jobs.enter_async_context(batch))
-                inner = batch
-            charged = Charged(inner, prices=prices, ledger=ledger)
-            model = journal.wrap(charged, sends="in jobs" if isinstance(inner, BatchChat) else "at once")
-            if not isinstance(inner, BatchChat):
+                model = journal.wrap(batch, saves="none")
+            else:
+                if isinstance(provider, Simulated):
+                    model = SimulatedChatModel(provider)
+                else:
+                    model = await clients.enter_async_context(prepared.clients[provider])
                 model = Pacing(
-                    model,
+                    journal.wrap(Charged(journal.marked(model), prices=prices, ledger=ledger)),
                     concurrency=sending.concurrency,
                     max_attempts=sending.max_attempts,
                     requests_per_minute=sending.requests_per_minute,
@@ -174,7 +171,7 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, se
         )
 
 
-async def _account_for_jobs(prepared: Prepared, *, journal: Journal, lost_jobs: LostJobs) -> None:
+async def _account_for_jobs(prepared: Prepared, *, journal: Journal, ledger: Ledger, lost_jobs: LostJobs) -> None:
     """Jobs that were begun with other settings are paid for, and nobody would wait for them."""
     services = [service.address for service in prepared.services.values()]
     elsewhere = journal.read(partial(jobs_file.elsewhere, services=services))
@@ -187,8 +184,14 @@ async def _account_for_jobs(prepared: Prepared, *, journal: Journal, lost_jobs: 
             "bucket, llm.base_url, llm.project, llm.location) to get what they answer; lost_jobs=ask_again gives them "
             "up, and asks anew, and may pay again, for what they were to answer"
         )
-    digests = journal.read(partial(jobs_file.asked, services=elsewhere))
-    await count_lost(journal, digests, also=partial(jobs_file.give_up, services=elsewhere))
+    jobs = [job for service in elsewhere for job in journal.read(partial(jobs_file.open_jobs, service=service))]
+    lost: dict[str, Spent] = {}
+    for job in jobs:
+        lost |= journal.read(partial(jobs_file.unanswered, job=job))
+    await journal.lose(lost, also=partial(jobs_file.give_up, jobs=jobs))
+    for reserved in lost.values():
+        ledger.hold(reserved)
+        ledger.assume(reserved)
 
 
 @contextlib.asynccontextmanager
