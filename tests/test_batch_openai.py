@@ -102,7 +102,7 @@ def test_whole_lineages_take_one_job_per_wave_and_come_out_as_online(tmp_path: P
                 counting = Counting(direct)
                 expected = await evolve_all(config, model=counting, standstill=Standstill())
             async with opened(tmp_path, provider) as held:
-                model = held.journal.wrap(held.batch, sends="in jobs")
+                model = held.journal.wrap(held.batch, saves="none")
                 assert await evolve_all(config, model=model, standstill=held.standstill) == expected
             assert provider.calls["POST /v1/batches"] == len(provider.account.batches) == max(counting.asked.values())
 
