@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from data_gen import world
 from data_gen.config import EvolveConfig, OpenAIBatch, Simulated, SimulatedSeeds
 from data_gen.evolve import Lineage, evolve_lineage
 from data_gen.llm.batch import MOST_JOBS, BatchChat
+from data_gen.llm.batch_calls import PatientCalls
 from data_gen.llm.batch_service import JobState
 from data_gen.llm.budget import Account
 from data_gen.llm.chat import (
@@ -349,6 +352,29 @@ def test_a_caller_that_goes_away_leaves_its_request_out_of_the_job(tmp_path: Pat
                 first, second, other = await asyncio.gather(*stays)
             assert first == second != other
         assert [len(job.lines) for job in provider.jobs.values()] == [2]
+
+    run(body())
+
+
+@pytest.mark.parametrize("told", [None, 0.0, 7.0, 300.0])
+def test_a_wait_that_is_told_is_the_least_between_two_calls(told: float | None) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def body() -> None:
+        refused = NotSent("503", retry_after=told)
+        provider = Provider(look_failures=[refused] * 3, submit_failures=[("before", refused)])
+        calls = PatientCalls(provider, poll_seconds=60.0, sleep=sleep)
+        await calls.repeated(partial(provider.find, "label"))
+        assert waits == [max(told or 0.0, 60.0)] * 3
+        waits.clear()
+        await calls.submitted("label", model="m", lines=io.BytesIO(), forget=never)
+        assert waits == [max(told or 0.0, 1.0), 60.0], "and one before it is looked for a second time"
+
+    async def never() -> None:
+        raise AssertionError
 
     run(body())
 

@@ -128,6 +128,24 @@ def test_a_rate_limit_without_retry_after_backs_off_further_each_time() -> None:
     assert len(waits) == 5
 
 
+@pytest.mark.parametrize("is_limit", [True, False], ids=["429", "503"])
+def test_told_to_come_back_at_once_a_request_backs_off_as_if_it_were_told_nothing(is_limit: bool) -> None:
+    def waits(retry_after: float | None) -> list[float]:
+        refused = NotSent("no", retry_after=retry_after, rate_limited=is_limit)
+        _, provider, _ = paced(lambda _: refused, requests=1, concurrency=1, max_attempts=8)
+        return [after - before - 1.0 for (before, _), (after, _) in itertools.pairwise(provider.sent)]
+
+    assert waits(0.0) == waits(None)
+    assert sum(waits(0.0)) > 30.0, "a server that restarts is waited for"
+
+
+def test_a_wait_that_is_told_is_the_least_that_a_server_in_trouble_is_left_alone() -> None:
+    _, provider, _ = paced(lambda _: NotSent("down", retry_after=2.0), requests=1, concurrency=1, max_attempts=6)
+    waits = [after - before - 1.0 for (before, _), (after, _) in itertools.pairwise(provider.sent)]
+    assert waits[:2] == [2.0, 2.0]
+    assert 4.0 <= waits[4] < 8.0, "by then the own back-off is longer"
+
+
 def test_a_rate_limit_drops_nobody_while_others_are_answered() -> None:
     def failure(sent: int) -> Exception | None:
         return NotSent("slow down", retry_after=1.0, rate_limited=True) if sent % 8 and sent < 300 else None

@@ -216,11 +216,18 @@ RETRY_AFTER = {
     "seconds": ("7", 7.0),
     "a fraction": ("0.25", 0.25),
     "a date": ("Tue, 14 Nov 2023 22:13:30 GMT", 10.0),
-    "a date that is past": ("Tue, 14 Nov 2023 22:00:00 GMT", 0.0),
     "10^9": ("1000000000", 600.0),
     "a date next year": ("Tue, 14 Nov 2024 22:13:30 GMT", 600.0),
 }
-NO_RETRY_AFTER = {"garbage": "soon", "negative": "-3", "not a number": "nan", "infinite": "inf", "empty": ""}
+NO_RETRY_AFTER = {
+    "garbage": "soon",
+    "negative": "-3",
+    "not a number": "nan",
+    "infinite": "inf",
+    "empty": "",
+    "now": "0",
+    "a date that is past": "Tue, 14 Nov 2023 22:00:00 GMT",
+}
 
 
 def waited(seconds: float | None) -> float:

@@ -84,6 +84,6 @@ class PatientCalls:
 
 
 def pause(error: NotSent | Ambiguous, *, otherwise: float) -> float:
-    """Seconds to wait after a failure."""
+    """Seconds to wait after a failure: `otherwise`, or longer where the provider says so."""
     told = error.retry_after if isinstance(error, NotSent) else None
-    return otherwise if told is None else told
+    return max(told or 0.0, otherwise)

@@ -335,10 +335,13 @@ class _Tries:
 
 
 def _wait(error: NotSent | Ambiguous, request: ChatRequest, attempt: int) -> float:
-    """Seconds: what the provider said, ten minutes at most; else the back-off."""
-    if isinstance(error, NotSent) and error.retry_after is not None:
-        return min(max(0.0, error.retry_after), _LONGEST_RETRY_AFTER_SECONDS)
-    return _back_off(request, attempt)
+    """Seconds: the back-off, or longer if the provider says so; of a limit it knows the end, unless that is now."""
+    own = _back_off(request, attempt)
+    told = error.retry_after if isinstance(error, NotSent) else None
+    if told is None or told <= 0:
+        return own
+    is_limit = isinstance(error, NotSent) and error.rate_limited
+    return min(told if is_limit else max(told, own), _LONGEST_RETRY_AFTER_SECONDS)
 
 
 def _back_off(request: ChatRequest, attempt: int) -> float:
