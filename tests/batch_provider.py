@@ -47,6 +47,8 @@ class Provider:
     echoes_keys: bool = True
     looks_until_done: int = 2
     submit_failures: list[tuple[Literal["before", "after", "hang after"], ChatError]] = field(default_factory=list)
+    lags: int = 0
+    """So many looks for a job that is there do not find it yet."""
     look_failures: list[ChatError] = field(default_factory=list)
     broken_downloads: int = 0
     """So many downloads end in the middle."""
@@ -67,7 +69,11 @@ class Provider:
 
     async def find(self, label: str) -> str | None:
         await self._look()
-        return next((name for name, job in self.jobs.items() if job.label == label), None)
+        found = next((name for name, job in self.jobs.items() if job.label == label), None)
+        if found is not None and self.lags:
+            self.lags -= 1
+            return None
+        return found
 
     async def submit(self, label: str, *, model: str, lines: BinaryIO) -> str:
         await asyncio.sleep(0)

@@ -246,6 +246,35 @@ def test_a_create_that_fails_before_or_after_the_job_exists_leaves_one_job(
     run(body())
 
 
+def test_a_job_whose_creation_is_in_doubt_is_looked_for_twice_for_a_list_may_lag_behind(tmp_path: Path) -> None:
+    async def body() -> None:
+        provider = Provider(submit_failures=[("after", Ambiguous("dropped"))], lags=1)
+        requests = [asking(n) for n in range(20)]
+        async with opened(tmp_path, provider) as held:
+            assert await held.ask_all(requests) == await online(requests)
+        assert len(provider.jobs) == 1
+
+    run(body())
+
+
+def test_a_job_that_may_exist_is_found_again_though_another_attempt_to_create_it_was_refused(tmp_path: Path) -> None:
+    async def body() -> None:
+        failures = [("after", Ambiguous("dropped")), ("before", Permanent("no quota", scope="run"))]
+        provider = Provider(submit_failures=failures, lags=2)
+        requests = [asking(n) for n in range(20)]
+        async with opened(tmp_path, provider) as held:
+            replies = await asyncio.gather(*map(held.ask, requests), return_exceptions=True)
+            assert {type(reply) for reply in replies} == {Permanent}
+            assert "no quota" in str(replies[0])
+        async with opened(tmp_path, provider) as held:
+            assert await held.ask_all(requests) == await online(requests)
+            assert held.batch.counts.found_again == 1
+            assert held.journal.possibly_paid_twice == 0
+        assert [len(job.lines) for job in provider.jobs.values()] == [20]
+
+    run(body())
+
+
 def test_a_process_that_dies_between_create_and_the_name_finds_its_job_again(tmp_path: Path) -> None:
     async def body() -> None:
         provider = Provider(submit_failures=[("hang after", NotSent("never told"))])
