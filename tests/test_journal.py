@@ -294,7 +294,7 @@ def test_what_waits_to_be_sent_is_not_marked_and_is_not_sent_after_the_stop(tmp_
                 await asyncio.sleep(0.001)
             assert in_flight(journal) == 1
         await asyncio.gather(*callers, return_exceptions=True)
-        assert (len(teller.asked), journal.cut_off) == (1, 1)
+        assert len(teller.asked) == 1
         async with Journal.open(tmp_path / "j") as journal:
             assert journal.possibly_paid_twice == 1
 
@@ -315,6 +315,25 @@ def test_requests_that_a_hard_kill_cut_off_are_taken_to_have_cost_what_others_di
         async with Journal.open(tmp_path / "j") as journal:
             assert journal.possibly_paid_twice == 6
             assert journal.spent == Spent(9, 210, 21, 10.5)
+
+    asyncio.run(run())
+
+
+def test_what_is_on_the_wire_comes_home_however_long_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client ends it in time: here nothing else does."""
+
+    async def run() -> None:
+        teller = SlowTeller()
+        async with Journal.open(tmp_path / "j") as journal:
+            caller = asyncio.create_task(journal.wrap(journal.marked(teller)).complete(asking()))
+            await teller.began.wait()
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            monkeypatch.setattr(loop, "time", lambda: started + 3600.0)
+            loop.call_soon(teller.until.set)
+        assert (await caller).text == "answer 1"
+        async with Journal.open(tmp_path / "j") as journal:
+            assert (journal.possibly_paid_twice, journal.spent.calls) == (0, 1)
 
     asyncio.run(run())
 

@@ -77,28 +77,26 @@ class Journal:
 
     Of this process: `asked` requests were passed on and `answered` of them with a reply, `cached` calls were answered
     without asking. Of the whole file, over all restarts: `possibly_paid_twice` sends ended without a known outcome
-    (the process died, or the provider's answer was lost), and `spent` is what was paid. `cut_off` requests had not come
-    home when the time for that was over.
+    (the process died, or the provider's answer was lost), and `spent` is what was paid.
     """
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, drain_seconds: float = 30.0) -> Self:
+    def open(cls, path: str | os.PathLike[str], *, drain_seconds: float | None = None) -> Self:
         """An `async with` over it opens or creates the file; on leaving, requests that are on the wire get
-        `drain_seconds` to come home, because they may be billed.
+        `drain_seconds` to come home, because they may be billed: by default as long as their client gives them.
 
         Raises:
           JournalError: on entering, if the file is damaged, locked by another process, or of another program.
         """
         return cls(Path(path), drain_seconds=drain_seconds)
 
-    def __init__(self, path: Path, *, drain_seconds: float = 30.0) -> None:
+    def __init__(self, path: Path, *, drain_seconds: float | None) -> None:
         self.path = path
         self.asked = 0
         self.answered = 0
         self.cached = 0
         self.possibly_paid_twice = 0
         self.spent = NOTHING
-        self.cut_off = 0
         self._drain_seconds = drain_seconds
         self._asking: dict[str, _Asking] = {}
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
@@ -254,10 +252,13 @@ class Journal:
         """`inner`'s reply to a request that is marked as sent; nothing is sent once nobody waits for it."""
         digest = request.digest
         asking = self._asking[digest]
-        await self.commit(partial(journal_file.mark, digest=digest, key=request.key))
-        if not asking.waiting:
+        try:
+            await self.commit(partial(journal_file.mark, digest=digest, key=request.key))
+            if not asking.waiting:
+                raise asyncio.CancelledError
+        except asyncio.CancelledError:
             self._change(partial(journal_file.unmark, digest=digest))
-            raise asyncio.CancelledError
+            raise
         asking.is_sent = True
         return await inner.complete(request)
 
@@ -273,7 +274,6 @@ class Journal:
         if not on_the_wire:
             return
         _, late = await asyncio.wait(on_the_wire, timeout=self._drain_seconds)
-        self.cut_off = len(late)
         for task in late:
             task.cancel()
         if late:
