@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -255,3 +255,36 @@ def test_what_earlier_processes_spent_counts() -> None:
     spent = Ledger(Budget(calls=10), spent=Spent(7, 0, 0, 0.0))
     asyncio.run(spend_all(Charged(model, prices=DOLLARS, ledger=spent), concurrency=4))
     assert model.sent == 3
+
+
+@pytest.mark.parametrize("concurrency", [8, 64])
+def test_long_requests_after_short_ones_are_reserved_by_their_own_length(concurrency: int) -> None:
+    """As seeds that were sorted by length: the mean of the short ones says nothing of them."""
+
+    class ByLength:
+        async def complete(self, request: ChatRequest) -> ChatReply:
+            await asyncio.sleep(0)
+            words = len(request.messages[0].content.split())
+            return ChatReply(text="x", finish_reason="stop", model="m-1", input_tokens=words, output_tokens=2)
+
+    ledger = Ledger(Budget(usd=150_000.0))
+    charged = Charged(ByLength(), prices=DOLLARS, ledger=ledger)
+    numbers = iter(range(400))
+    dearest = 0
+
+    async def work() -> None:
+        nonlocal dearest
+        for number in numbers:
+            text = "word " * (300 if number < 200 else 3000)
+            try:
+                reply = await charged.complete(replace(asking(number), messages=(Message("user", text),)))
+            except BudgetSpent:
+                return
+            dearest = max(dearest, reply.input_tokens)
+
+    async def run() -> None:
+        await asyncio.gather(*(work() for _ in range(concurrency)))
+
+    asyncio.run(run())
+    assert dearest == 3000
+    assert 150_000 - 3100 < ledger.spent.usd <= 150_000 + 50 * concurrency  # the guess is 1.5 % too low

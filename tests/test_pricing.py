@@ -109,6 +109,14 @@ def test_a_batch_job_costs_half(model: str) -> None:
     assert full > 0
 
 
+def test_a_batch_job_costs_what_its_own_list_says_where_that_is_not_half() -> None:
+    """Google lists batch prices; the cache, which online makes input cheaper, is not cheaper still in a batch."""
+    tokens = {"input_tokens": 1000, "output_tokens": 10, "cached_tokens": 900}
+    full = Prices(Gemini(model="gemini-2.5-pro")).usd(model="gemini-2.5-pro", **tokens)
+    batch = Gemini(model="gemini-2.5-pro", batch=VertexBatch(bucket="gs://b"))
+    assert Prices(batch).usd(model="gemini-2.5-pro", **tokens) > 0.6 * full
+
+
 def test_a_price_of_the_config_goes_before_any_list() -> None:
     price = Price(input=2.0, output=8.0)
     online = OpenAICompatible(model="gpt-4o-mini", price=price)

@@ -392,7 +392,9 @@ class BatchChat:
             if found[digest].kind == "reply" and digest in self._reserved:
                 reserved = self._reserved.pop(digest)
                 kind = (job.requests[digest].key.purpose, job.model)
-                self._account.settle(found[digest].reply(), kind=kind, reserved=reserved)
+                waiting = self._waiting.get(digest)
+                request = waiting.request if waiting else None
+                self._account.settle(found[digest].reply(), kind=kind, reserved=reserved, request=request)
 
 
 def _closed() -> NotSent:

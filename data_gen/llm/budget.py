@@ -44,12 +44,11 @@ Kind = tuple[Purpose, str]
 
 @dataclass
 class _Known:
-    """What is known of one kind of requests: what those that were answered cost, and how long those sent are."""
+    """What requests of one kind that were answered have cost; `counted` of their input tokens were `guessed`."""
 
     answered: Spent = NOTHING
-    sent: int = 0
-    sent_tokens: int = 0
-    """As their texts tell it."""
+    counted: int = 0
+    guessed: int = 0
 
     def likely(self, waiting: _Waiting) -> Spent:
         """As the others on average, and more where its text is longer; at its full length while none is known."""
@@ -57,11 +56,12 @@ class _Known:
             return waiting.at_most
         calls, tokens_in, tokens_out, usd = self.answered
         mean = Spent(1, -(-tokens_in // calls), -(-tokens_out // calls), usd / calls)  # tokens rounded up
-        longer = waiting.at_most.input_tokens * self.sent / self.sent_tokens if self.sent else 1.0
-        if longer <= 1:
+        own = waiting.at_most.input_tokens
+        if self.guessed:
+            own = math.ceil(own * self.counted / self.guessed)
+        if own <= mean.input_tokens:
             return mean
-        tokens_in = math.ceil(mean.input_tokens * longer)
-        return Spent(1, tokens_in, mean.output_tokens, max(mean.usd, waiting.usd(tokens_in, mean.output_tokens)))
+        return Spent(1, own, mean.output_tokens, max(mean.usd, waiting.usd(own, mean.output_tokens)))
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,13 @@ class Ledger:
         """Reserves for what an earlier process sent, whether there is room or not."""
         self.reserved = self.reserved.plus(reserved)
 
-    def charge(self, kind: Kind, *, reserved: Spent, cost: Spent) -> None:
-        """A request of this kind was answered."""
+    def charge(self, kind: Kind, *, reserved: Spent, cost: Spent, guessed: int = 0) -> None:
+        """A request of this kind was answered; its text, where that is known, was guessed to have so many tokens."""
         known = self._known[kind]
         known.answered = known.answered.plus(cost)
+        if guessed:
+            known.counted += cost.input_tokens
+            known.guessed += guessed
         self._settle(reserved, cost=cost)
 
     def assume(self, reserved: Spent) -> None:
@@ -155,8 +158,7 @@ class Ledger:
             if first.admitted.done():
                 self._waiting.popleft()  # it was cancelled
                 continue
-            known = self._known[first.kind]
-            likely = known.likely(first)
+            likely = self._known[first.kind].likely(first)
             held = self.spent.plus(self.reserved)
             if any(limit.of(held.plus(likely)) > limit.most for limit in self._limits()):
                 passed = [limit for limit in self._limits() if limit.of(self.spent.plus(likely)) > limit.most]
@@ -165,8 +167,6 @@ class Ledger:
                 first.admitted.set_exception(self._refusal(passed[0], likely=likely))
             else:
                 self.reserved = self.reserved.plus(likely)
-                known.sent += 1
-                known.sent_tokens += first.at_most.input_tokens
                 first.admitted.set_result(likely)
             self._waiting.popleft()
 
@@ -218,11 +218,11 @@ class Account:
         usd = self._prices.price_of(reply, model=model) if _tells_tokens(reply) else reserved.usd
         return replace(reply, usd=usd)
 
-    def settle(self, reply: ChatReply, *, kind: Kind, reserved: Spent) -> None:
-        """Charges a priced reply."""
+    def settle(self, reply: ChatReply, *, kind: Kind, reserved: Spent, request: ChatRequest | None = None) -> None:
+        """Charges a priced reply; to which request, if that is still known."""
         if _tells_tokens(reply):
             cost = Spent(1, reply.input_tokens, reply.output_tokens, reply.usd)
-            self.ledger.charge(kind, reserved=reserved, cost=cost)
+            self.ledger.charge(kind, reserved=reserved, cost=cost, guessed=_text_tokens(request) if request else 0)
         else:
             self.ledger.assume(reserved)
 
@@ -254,7 +254,7 @@ class Charged:
                 error.assumed = reserved
             raise
         reply = self._account.priced(reply, model=request.model, reserved=reserved)
-        self._account.settle(reply, kind=kind_of(request), reserved=reserved)
+        self._account.settle(reply, kind=kind_of(request), reserved=reserved, request=request)
         return reply
 
 
@@ -267,9 +267,14 @@ def _tells_tokens(reply: ChatReply) -> bool:
     return bool(reply.output_tokens or (reply.input_tokens and not reply.text))
 
 
-def _at_full_length(request: ChatRequest, *, prices: Prices) -> Spent:
-    """What a request costs at its full length, as far as its text tells the number of tokens."""
+def _text_tokens(request: ChatRequest) -> int:
+    """The input tokens of a request, as its text tells them."""
     size = sum(len(message.content.encode("utf-8", "surrogatepass")) for message in request.messages)
-    tokens_in = size // _BYTES_PER_TOKEN + _TOKENS_PER_MESSAGE * len(request.messages)
+    return size // _BYTES_PER_TOKEN + _TOKENS_PER_MESSAGE * len(request.messages)
+
+
+def _at_full_length(request: ChatRequest, *, prices: Prices) -> Spent:
+    """What a request costs at its full length."""
+    tokens_in = _text_tokens(request)
     usd = prices.usd(model=request.model, input_tokens=tokens_in, output_tokens=request.max_tokens)
     return Spent(1, tokens_in, request.max_tokens, usd)
