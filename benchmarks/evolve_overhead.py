@@ -2,9 +2,10 @@
 
     python benchmarks/evolve_overhead.py
 
-Takes about 3 minutes. The simulated server runs in its own process and answers at once. In turns, with as many requests
-in flight: the `openai` SDK alone (the very requests of the run, and nothing is done with the replies), and a whole
-`wizard evolve` from its first request to its last reply. Every second turn begins with the other.
+Takes about 5 minutes. The simulated server runs in its own process and answers at once. In turns, with as many requests
+in flight: the `openai` SDK alone (the very requests of the run, and nothing is done with the replies), as one client
+and as many clients of 8 connections each, which is how we use it; and a whole `wizard evolve` from its first request to
+its last reply. Every second turn goes the other way round.
 
 Then, without a server: how many replies of 4 kB per second the journal commits (SQLite, WAL, synchronous=FULL, on
 the disk of --folder), with and without pacing before it.
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import math
 import statistics
 import tempfile
 import time
@@ -45,7 +48,15 @@ def main() -> None:
             beside_sdk(base_url, Path(folder), seeds=arguments.seeds, turns=arguments.turns, concurrency=concurrency)
             for concurrency in arguments.concurrency
         ]
-        titles = ("in flight", "requests", "SDK alone/s", "wizard evolve/s", "median ratio", "lowest", "highest")
+        titles = (
+            "in flight",
+            "requests",
+            "SDK/s",
+            "SDK in clients of 8/s",
+            "wizard evolve/s",
+            "ratio",
+            "to clients of 8",
+        )
         show_table(titles, rows)
         commits = [
             (what, f"{arguments.replies:,}", f"{committed(Path(folder) / what, arguments.replies, paced=paced):,.0f}")
@@ -90,34 +101,48 @@ def beside_sdk(base_url: str, folder: Path, *, seeds: int, turns: int, concurren
     )
     requests = requests_of(config)
     asyncio.run(sdk_alone(base_url, requests[:200], concurrency=concurrency))  # imports, and the server's first steps
-    bare, ours = [], []
+
+    def alone(connections: int) -> float:
+        return len(requests) / asyncio.run(
+            sdk_alone(base_url, requests, concurrency=concurrency, connections=connections)
+        )
+
+    bare, pooled, ours = [], [], []
     for turn in range(turns):
-        for mine in (turn % 2 == 0, turn % 2 != 0):
-            if mine:
-                run = watched(config, folder / f"evolved-{concurrency}-{turn}")
-                ours.append(run.moments[-1].asked / run.seconds)
-            else:
-                bare.append(len(requests) / asyncio.run(sdk_alone(base_url, requests, concurrency=concurrency)))
-    ratios = [mine / theirs for mine, theirs in zip(ours, bare, strict=True)]
+
+        def evolving(turn: int = turn) -> None:
+            run = watched(config, folder / f"evolved-{concurrency}-{turn}")
+            ours.append(run.moments[-1].asked / run.seconds)
+
+        order = [lambda: bare.append(alone(concurrency)), lambda: pooled.append(alone(8)), evolving]
+        for contender in order if turn % 2 == 0 else reversed(order):
+            contender()
     return (
         str(concurrency),
         f"{len(requests):,}",
-        f"{statistics.median(bare):,.0f}",
-        f"{statistics.median(ours):,.0f}",
-        f"{statistics.median(ratios):.2f}",
-        f"{min(ratios):.2f}",
-        f"{max(ratios):.2f}",
+        *(f"{statistics.median(speeds):,.0f}" for speeds in (bare, pooled, ours)),
+        *(told([mine / theirs for mine, theirs in zip(ours, speeds, strict=True)]) for speeds in (bare, pooled)),
     )
 
 
-async def sdk_alone(base_url: str, requests: list[ChatRequest], *, concurrency: int) -> float:
-    """Seconds."""
+def told(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+async def sdk_alone(
+    base_url: str, requests: list[ChatRequest], *, concurrency: int, connections: int | None = None
+) -> float:
+    """Seconds; by clients of so many connections each, or by one."""
     import openai
 
     waiting = iter(requests)
-    async with openai.AsyncOpenAI(api_key="unused", base_url=base_url, max_retries=0) as client:
+    async with contextlib.AsyncExitStack() as opened:
+        clients = [
+            await opened.enter_async_context(openai.AsyncOpenAI(api_key="unused", base_url=base_url, max_retries=0))
+            for _ in range(math.ceil(concurrency / (connections or concurrency)))
+        ]
 
-        async def work() -> None:
+        async def work(client: openai.AsyncOpenAI) -> None:
             for request in waiting:
                 await client.chat.completions.create(
                     model=MODEL,
@@ -129,7 +154,7 @@ async def sdk_alone(base_url: str, requests: list[ChatRequest], *, concurrency: 
                 )
 
         began = time.perf_counter()
-        await asyncio.gather(*(work() for _ in range(concurrency)))
+        await asyncio.gather(*(work(clients[place % len(clients)]) for place in range(concurrency)))
         return time.perf_counter() - began
 
 
