@@ -164,6 +164,7 @@ def test_a_job_that_fails_half_way_keeps_what_it_answered_and_one_without_its_fi
         ({"status": '{"error": {"code": 400, "message": "The input token count (9) exceeds 8"}}'}, "request"),
         ({"status": '{"error": {"code": 403, "message": "denied"}}'}, "run"),
         ({"status": '{"error": {"code": 429, "message": "exhausted"}}', "response": None}, NotSent),
+        ({"status": '{"error": {"code": 409, "message": "aborted"}}'}, NotSent),
         ({"status": '{"error": {"code": 500, "message": "internal"}}'}, NotSent),
         ({"status": "", "response": {}}, NotSent),
         ({"status": "", "response": {"candidates": []}}, "unreadable"),

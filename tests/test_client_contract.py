@@ -36,6 +36,8 @@ CLASSED: dict[str, tuple[bytes | None, ChatError]] = {
     "500": (http(500, ERROR), Ambiguous("")),
     "502": (http(502, b"<html>"), Ambiguous("")),
     "504": (http(504, b""), Ambiguous("")),
+    "408": (http(408, ERROR), Ambiguous("")),
+    "409": (http(409, ERROR), Ambiguous("")),
     "400": (http(400, ERROR), Permanent("", scope="unclear")),
     "a proxy's 400": (http(400, b"<html>"), Permanent("", scope="unclear")),
     "413": (http(413, ERROR), Permanent("", scope="request")),

@@ -6,9 +6,7 @@ of its request, which is the request's digest.
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, BinaryIO, Final, Self
@@ -16,22 +14,15 @@ from typing import Any, BinaryIO, Final, Self
 from configs.errors import UserError
 from data_gen.config import OpenAICompatible
 from data_gen.llm.batch_join import Result
-from data_gen.llm.batch_service import Gone, JobState, Line
-from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, NotSent, Permanent, Scope
-from data_gen.llm.openai import chat_body, read_completion
-from data_gen.llm.wire import NEVER_CONNECTED, is_loopback, key_from_environment, readable, retry_after
+from data_gen.llm.batch_service import JobState, Line, of_the_job
+from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, NotSent, Permanent
+from data_gen.llm.openai import chat_body, classed, http_library, key_for, read_completion
+from data_gen.llm.wire import is_loopback, readable, retry_after, unanswered
 
 _LABEL = "wizard_job"
 _ENDPOINT: Final = "/v1/chat/completions"
 _PAGE = 100
 _QUEUE_IS_FULL = "token_limit_exceeded"
-_WRONG_FOR_EVERY_REQUEST = ("insufficient_quota", "invalid_api_key", "unsupported_parameter", "unsupported_value")
-_WRONG_FOR_THIS_REQUEST = (
-    "content_filter",
-    "content_policy_violation",
-    "context_length_exceeded",
-    "invalid_prompt",
-)
 
 
 class OpenAIBatchService:
@@ -50,18 +41,13 @@ class OpenAIBatchService:
                 f"set {setting} = @Gemini with {setting}.batch = @VertexBatch, or {setting}.batch = None"
             )
         loopback = is_loopback(config.base_url, setting=f"{setting}.base_url")
-        self._key = ""
-        if not loopback or os.environ.get(config.api_key_env, "").strip():
-            self._key = key_from_environment(
-                config.api_key_env, where=config.base_url, setting=f"{setting}.api_key_env"
-            )
+        self._key = key_for(config, loopback=loopback, setting=setting)
         import openai  # takes seconds, so only those who talk to a server pay for it
 
-        http_library = openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0]
         self._config = config
         self._setting = setting
         self._openai = openai
-        self._broken_stream = importlib.import_module(http_library).HTTPError
+        self._broken_stream = http_library().HTTPError
         self._uploaded: dict[str, str] = {}
         self._client = openai.AsyncOpenAI(
             api_key=self._key or "unused",
@@ -189,16 +175,9 @@ class OpenAIBatchService:
 
     def _refusal(self, status: int, error: dict[str, Any]) -> NotSent | Permanent:
         """Why one request of a job has no reply. Nothing is billed for it."""
-        code = error.get("code")
         message = self._readable(f"{self._config.base_url} answered {status} in a batch job: {error.get('message')}")
-        if status in (408, 429) or status >= 500:
-            return NotSent(message)
-        scope: Scope = "unclear"
-        if status == 413 or code in _WRONG_FOR_THIS_REQUEST or error.get("type") in _WRONG_FOR_THIS_REQUEST:
-            scope = "request"
-        elif status not in (400, 422) or code in _WRONG_FOR_EVERY_REQUEST:
-            scope = "run"
-        return Permanent(message, scope=scope)
+        failure = classed(status, message, error)
+        return failure if isinstance(failure, Permanent) else NotSent(message)
 
     def _failure(self, batch: Any) -> NotSent | Permanent:
         """Why a whole job failed: before it began, so nothing is billed."""
@@ -214,16 +193,11 @@ class OpenAIBatchService:
         if not isinstance(error, self._openai.APIStatusError):
             cause = type(error.__cause__).__name__
             message = self._readable(f"{self._config.base_url}: {cause}: {error.__cause__ or error}")
-            return NotSent(message) if cause in NEVER_CONNECTED else Ambiguous(message)
+            return unanswered(cause, message)
         status = error.status_code
         message = self._readable(f"{self._config.base_url} answered {status}: {error.message}")
-        if error.code not in _WRONG_FOR_EVERY_REQUEST:
-            if status in (429, 503, 529):
-                wait = retry_after(error.response.headers.get("retry-after"), now=time.time())
-                return NotSent(message, retry_after=wait, rate_limited=status == 429)
-            if status >= 500 or status in (408, 409):
-                return Ambiguous(message)
-        return Gone(message) if status == 404 else Permanent(message, scope="run")
+        wait = retry_after(error.response.headers.get("retry-after"), now=time.time())
+        return of_the_job(classed(status, message, {"code": error.code}, wait=wait), status=status)
 
     def _readable(self, message: str) -> str:
         return readable(message, secrets=[self._key])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, NamedTuple, Protocol
 
 from data_gen.llm.batch_join import Result
-from data_gen.llm.chat import ChatRequest, NotSent, Permanent
+from data_gen.llm.chat import Ambiguous, ChatRequest, NotSent, Permanent
 
 LostJobs = Literal["stop", "ask_again"]
 """What becomes of requests in a job that can not be found any more; to ask again is to pay twice for what it did."""
@@ -38,6 +38,13 @@ class Gone(Permanent):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, scope="run")
+
+
+def of_the_job(failure: NotSent | Ambiguous | Permanent, *, status: int) -> NotSent | Ambiguous | Permanent:
+    """What a failed call of the API means for the job that it is about."""
+    if not isinstance(failure, Permanent):
+        return failure
+    return Gone(str(failure)) if status == 404 else Permanent(str(failure), scope="run")
 
 
 class BatchService(Protocol):

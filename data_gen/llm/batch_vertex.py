@@ -18,17 +18,16 @@ from typing import Any, BinaryIO, Self, TypeVar
 from configs.errors import UserError
 from data_gen.config import Gemini
 from data_gen.llm.batch_join import Result, fingerprint
-from data_gen.llm.batch_service import Gone, JobState, Line
+from data_gen.llm.batch_service import JobState, Line, of_the_job
 from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, NotSent, Permanent
-from data_gen.llm.gemini import generate_body, read_response
+from data_gen.llm.gemini import TOO_LONG, generate_body, read_response
 from data_gen.llm.google_token import application_default, refused
-from data_gen.llm.wire import is_loopback, readable
+from data_gen.llm.wire import is_here, readable, refusal
 
 T = TypeVar("T")
 
 _LABEL = "wizard_job"
 _BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])((?:/[^/#?*\[\]]+)*)/?")
-_TOO_LONG = re.compile(r"token count.{0,80}exceeds|exceeds the maximum number of tokens|too many (input )?tokens", re.I)
 _CODE = re.compile(r'"code"\s*:\s*(\d{3})\b')
 _MAY_FARE_BETTER = (4, 8, 10, 13, 14)  # google.rpc.Code: deadline, exhausted, aborted, internal, unavailable
 _LINES_AT_ONCE = 1000
@@ -55,7 +54,7 @@ class VertexBatchService:
             )
         storage_url = config.batch.storage_base_url
         project, credentials = config.project or "unused", None
-        if _is_here(config.base_url, setting=f"{setting}.base_url"):
+        if is_here(config.base_url, setting=f"{setting}.base_url"):
             storage_url = storage_url or config.base_url
         else:
             found = application_default()
@@ -66,7 +65,7 @@ class VertexBatchService:
         self._setting = setting
         self._project = project
         self._bucket, self._folder = bucket[1], bucket[2].strip("/")
-        storage_is_here = _is_here(storage_url, setting=f"{setting}.batch.storage_base_url")
+        storage_is_here = is_here(storage_url, setting=f"{setting}.batch.storage_base_url")
         self._jobs = _job_client(config, credentials)
         self._storage = _storage_client(project, None if storage_is_here else credentials, storage_url)
 
@@ -257,31 +256,18 @@ def _refusal(status: str) -> NotSent | Permanent:
     """Why one request of a job has no reply. Nothing is billed for it."""
     message = readable(f"Vertex AI answered in a batch job: {status or 'nothing'}", secrets=())
     told = _CODE.search(status)
-    code = int(told[1]) if told else 0
-    if code == 413 or (code == 400 and _TOO_LONG.search(status)):
+    if told is None:
+        return NotSent(message)
+    if told[1] == "400" and TOO_LONG.search(status):
         return Permanent(message, scope="request")
-    if code in (401, 403, 404):
-        return Permanent(message, scope="run")
-    return Permanent(message, scope="unclear") if code == 400 else NotSent(message)
+    failure = refusal(int(told[1]), message)
+    return failure if isinstance(failure, Permanent) else NotSent(message)
 
 
 def _failure(status: Any, told: str) -> ChatError:
     """What a failed call of an API means for the job that it is about."""
     message = readable(told, secrets=())
-    if status in (429, 503):
-        return NotSent(message, rate_limited=status == 429)
-    if status is None or status >= 500 or status in (408, 409, 499):
-        return Ambiguous(message)
-    return Gone(message) if status == 404 else Permanent(message, scope="run")
-
-
-def _is_here(address: str, *, setting: str) -> bool:
-    """Whether an address is on this machine; raises `UserError` for one that credentials would reach in the open."""
-    if not address:
-        return False
-    if not (here := is_loopback(address, setting=setting)) and not address.startswith("https://"):
-        raise UserError(f"{setting} = {address!r}: only a server on this machine is spoken to over http://")
-    return here
+    return Ambiguous(message) if status is None else of_the_job(refusal(status, message), status=status)
 
 
 # --- the clients; importing them takes seconds, so only those who talk to them pay for it

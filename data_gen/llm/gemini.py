@@ -19,15 +19,16 @@ from typing import Any, Self
 
 from configs.errors import UserError
 from data_gen.config import Gemini
-from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, FinishReason, NotSent, Permanent, Scope
+from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, FinishReason, Permanent
 from data_gen.llm.google_token import application_default, refused
 from data_gen.llm.wire import (
-    NEVER_CONNECTED,
-    is_loopback,
+    is_here,
     key_from_environment,
     readable,
+    refusal,
     retry_after,
     token_count,
+    unanswered,
     well_formed,
     without,
 )
@@ -65,7 +66,7 @@ NOT_BLOCKED = ("", "BLOCKED_REASON_UNSPECIFIED")
 """Values of promptFeedback.blockReason that say nothing; under any other the prompt was withheld: "filtered"."""
 
 _WRONG_FOR_EVERY_REQUEST = ("API_KEY_INVALID", "API_KEY_EXPIRED", "FAILED_PRECONDITION", "SERVICE_DISABLED")
-_TOO_LONG = re.compile(r"token count.{0,80}exceeds|exceeds the maximum number of tokens|too many (input )?tokens", re.I)
+TOO_LONG = re.compile(r"token count.{0,80}exceeds|exceeds the maximum number of tokens|too many (input )?tokens", re.I)
 _BAD_SETTING = {
     "{setting}.thinking_budget": re.compile(r"thinking|budget \d+ is invalid", re.I),
     "the setting": re.compile(r"supported range", re.I),
@@ -121,7 +122,7 @@ class GeminiChat:
     """
 
     def __init__(self, config: Gemini, *, setting: str = "llm") -> None:
-        loopback = _is_loopback(config, setting=f"{setting}.base_url")
+        loopback = is_here(config.base_url, setting=f"{setting}.base_url")
         for name, pattern in _NAMES.items():
             if not pattern.fullmatch(getattr(config, name)) or ".." in getattr(config, name):
                 raise UserError(f"{setting}.{name} = {getattr(config, name)!r}: that is no name of a {name}")
@@ -167,10 +168,10 @@ class GeminiChat:
         """One HTTP request.
 
         Raises:
-          NotSent: no connection, no token just now, 429 or 503; after the longer of Retry-After and retryDelay.
+          NotSent: no connection, no token just now, 429, 503 or 529; after the longer of Retry-After and retryDelay.
           Ambiguous: a time-out, a dropped connection, 408, 409, 499, any other 5xx.
           Permanent: for this request, 413 and a 400 for its length; for the run, 401, 403, 404, no token, a bad key or
-            setting, a project or place that is not served; unclear, any other 400.
+            setting, a project or place that is not served; unclear, any other 400 and 422.
         """
         body = generate_body(request, self._config)
         heard: list[Any] = []
@@ -202,7 +203,7 @@ class GeminiChat:
         kind = type(error).__name__
         if not heard or kind in ("RemoteProtocolError", "ReadError", "ReadTimeout"):
             message = self._readable(f"{self._where}: {kind}: {error}")
-            return NotSent(message) if kind in NEVER_CONNECTED else Ambiguous(message)
+            return unanswered(kind, message)
         response = heard[-1]
         return None if response.is_success else self._status_error(response)
 
@@ -210,21 +211,17 @@ class GeminiChat:
         status = response.status_code
         told = _read_error(_content(response))
         message = self._readable(f"{self._where} answered {status} {told.message}")
-        if status in (429, 503):
-            waits = [retry_after(response.headers.get("retry-after"), now=time.time()), told.retry_delay]
-            wait = max((seconds for seconds in waits if seconds is not None), default=None)
-            return NotSent(message, retry_after=wait, rate_limited=status == 429)
-        if status >= 500 or status in (408, 409, 499):
-            return Ambiguous(message)
-        if status == 413 or (status == 400 and _TOO_LONG.search(told.message)):
-            return Permanent(message, scope="request")
         if status == 400:
+            if TOO_LONG.search(told.message):
+                return Permanent(message, scope="request")
             for setting, complaint in _BAD_SETTING.items():
                 if complaint.search(told.message):
                     return Permanent(f"{message}; change {setting.format(setting=self._setting)}", scope="run")
-        unclear = status == 400 and not any(name in _WRONG_FOR_EVERY_REQUEST for name in told.names)
-        scope: Scope = "unclear" if unclear else "run"
-        return Permanent(message, scope=scope)
+            if any(name in _WRONG_FOR_EVERY_REQUEST for name in told.names):
+                return Permanent(message, scope="run")
+        waits = [retry_after(response.headers.get("retry-after"), now=time.time()), told.retry_delay]
+        wait = max((seconds for seconds in waits if seconds is not None), default=None)
+        return refusal(status, message, retry_after=wait)
 
     def _readable(self, message: str) -> str:
         return readable(message, secrets=self._secrets)
@@ -256,15 +253,6 @@ def _content(response: Any) -> bytes:
 
 
 # --- who asks
-
-
-def _is_loopback(config: Gemini, *, setting: str) -> bool:
-    if not config.base_url:
-        return False
-    loopback = is_loopback(config.base_url, setting=setting)
-    if not loopback and not config.base_url.startswith("https://"):
-        raise UserError(f"{setting} = {config.base_url!r}: only a server on this machine is spoken to over http://")
-    return loopback
 
 
 def _access(config: Gemini, *, loopback: bool, setting: str) -> _Access:

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from configs.errors import UserError
 from data_gen.config import OpenAICompatible
-from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, FinishReason, NotSent, Permanent, Scope
+from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, FinishReason, NotSent, Permanent
 from data_gen.llm.google_token import GoogleToken, application_default, refused
 from data_gen.llm.wire import (
-    NEVER_CONNECTED,
     is_loopback,
     key_from_environment,
     readable,
+    refusal,
     retry_after,
     token_count,
+    unanswered,
     well_formed,
     without,
 )
@@ -70,6 +71,20 @@ def chat_body(request: ChatRequest, config: OpenAICompatible) -> dict[str, Any]:
     }
 
 
+def http_library() -> Any:
+    """What the `openai` library speaks HTTP with: httpx, or httpx2."""
+    import openai  # takes seconds, so only those who talk to a server pay for it
+
+    return importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
+
+
+def key_for(config: OpenAICompatible, *, loopback: bool, setting: str) -> str:
+    """The key that the server is shown; "" if it is on this machine, and there is none. Raises `UserError`."""
+    if loopback and not os.environ.get(config.api_key_env, "").strip():
+        return ""
+    return key_from_environment(config.api_key_env, where=config.base_url, setting=f"{setting}.api_key_env")
+
+
 class OpenAIChat:
     """A `ChatModel` over HTTP. Close it (`async with`, or `close()`) in the event loop that used it.
 
@@ -89,14 +104,13 @@ class OpenAIChat:
         self._setting = setting
         self._secret = ""
         api_key = token or self._api_key(loopback=loopback)
-        import openai  # takes seconds, so only those who talk to a server pay for it
+        import openai
         from google.auth.exceptions import GoogleAuthError
 
         self._openai = openai
         self._no_token = GoogleAuthError
 
-        http_library = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
-        certificates = http_library.create_ssl_context(trust_env=not loopback)  # 50 ms, so all clients share it
+        certificates = http_library().create_ssl_context(trust_env=not loopback)  # 50 ms, so all clients share it
 
         def client() -> openai.AsyncOpenAI:
             return openai.AsyncOpenAI(
@@ -123,12 +137,8 @@ class OpenAIChat:
                 where = f"{self._setting}.base_url = {config.base_url!r}"
                 raise UserError(f"{where}: Google credentials travel over https:// only")
             return GoogleToken(application_default().credentials)
-        if loopback and not os.environ.get(config.api_key_env, "").strip():
-            return "unused"
-        self._secret = key_from_environment(
-            config.api_key_env, where=config.base_url, setting=f"{self._setting}.api_key_env"
-        )
-        return self._secret
+        self._secret = key_for(config, loopback=loopback, setting=self._setting)
+        return self._secret or "unused"
 
     def _remembering(self, token: Callable[[], Awaitable[str]]) -> Callable[[], Awaitable[str]]:
         """`token`, kept so that no message shows it."""
@@ -169,7 +179,7 @@ class OpenAIChat:
 
         Raises:
           NotSent: no connection, no token just now, 429, 503 or 529.
-          Ambiguous: a time-out, a dropped connection, any other 5xx.
+          Ambiguous: a time-out, a dropped connection, 408, 409, 499, any other 5xx.
           Permanent: for this request, a 400 that names its content or length, and 413; for the run, 401, 403, 404,
             no token, no quota, a parameter that the model does not take; unclear, any other 400 and 422.
         """
@@ -194,7 +204,7 @@ class OpenAIChat:
     def _connection_error(self, error: openai.APIConnectionError) -> ChatError:
         cause = type(error.__cause__).__name__  # by name: the library's HTTP client is httpx or httpx2
         message = self._readable(f"{self._config.base_url}: {cause}: {error.__cause__}")
-        return NotSent(message) if cause in NEVER_CONNECTED else Ambiguous(message)
+        return unanswered(cause, message)
 
     def _status_error(self, error: openai.APIStatusError, request: ChatRequest) -> ChatError:
         status = error.status_code
@@ -202,28 +212,29 @@ class OpenAIChat:
         other = "max_completion_tokens" if self._config.token_limit == "max_tokens" else "max_tokens"
         if status in (400, 422) and re.search(rf"\buse\W+{other}\b", error.message, re.IGNORECASE):
             return Permanent(f"{message}; set {self._setting}.token_limit={other}", scope="run")
-        if error.code in _WRONG_FOR_EVERY_REQUEST:
-            return Permanent(message, scope="run")
-        if status in (429, 503, 529):
-            wait = retry_after(error.response.headers.get("retry-after"), now=time.time())
-            return NotSent(message, retry_after=wait, rate_limited=status == 429)
-        if status >= 500 or status == 408:
-            return Ambiguous(message)
-        if status not in (400, 413, 422):
-            return Permanent(message, scope="run")
-        return Permanent(message, scope="request" if status == 413 else _scope(error, max_tokens=request.max_tokens))
+        wait = retry_after(error.response.headers.get("retry-after"), now=time.time())
+        told = {"code": error.code, "type": error.type, "message": error.message}
+        return classed(status, message, told, max_tokens=request.max_tokens, wait=wait)
 
     def _readable(self, message: str) -> str:
         return readable(message, secrets=[self._secret])
 
 
-def _scope(error: openai.APIStatusError, *, max_tokens: int) -> Scope:
-    """Whom a 400 or 422 concerns. A proxy, or a setting that the server does not take, says 400 as well."""
-    context = re.search(r"maximum context length is (\d+)", error.message)  # vLLM gives it no code
-    if context and int(context[1]) <= max_tokens:
-        return "run"
-    is_named = error.code in _WRONG_FOR_THIS_REQUEST or error.type in _WRONG_FOR_THIS_REQUEST
-    return "request" if context or is_named else "unclear"
+def classed(
+    status: int, message: str, told: Mapping[str, Any], *, max_tokens: int = 0, wait: float | None = None
+) -> NotSent | Ambiguous | Permanent:
+    """What an error in OpenAI's format means. A proxy, or a setting that the server does not take, says 400 as well."""
+    names = (told.get("code"), told.get("type"))
+    if names[0] in _WRONG_FOR_EVERY_REQUEST:
+        return Permanent(message, scope="run")
+    failure = refusal(status, message, retry_after=wait)
+    if isinstance(failure, Permanent) and failure.scope == "unclear":
+        context = re.search(r"maximum context length is (\d+)", str(told.get("message")))  # vLLM gives it no code
+        if context and int(context[1]) <= max_tokens:
+            return Permanent(message, scope="run")
+        if context or any(name in _WRONG_FOR_THIS_REQUEST for name in names):
+            return Permanent(message, scope="request")
+    return failure
 
 
 def read_completion(body: bytes, *, model: str) -> ChatReply:

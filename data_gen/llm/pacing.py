@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from data_gen.llm import rates
 from data_gen.llm.chat import Ambiguous, ChatModel, ChatReply, ChatRequest, NotSent
+from data_gen.llm.wire import LONGEST_WAIT_SECONDS
 
 _FIRST_SECONDS = 0.5
 _LONGEST_SECONDS = 60.0
-_LONGEST_RETRY_AFTER_SECONDS = 600.0
 _DOUBLINGS = 7  # from the first to beyond the longest
 _LATE_SECONDS = 0.05  # what a busy event loop may catch up on
 _DROUGHT, _DROUGHT_SECONDS = 16, 10.0  # so many refusals in a row, so long: the provider takes nobody
@@ -341,7 +341,7 @@ def _wait(error: NotSent | Ambiguous, request: ChatRequest, attempt: int) -> flo
     if told is None or told <= 0:
         return own
     is_limit = isinstance(error, NotSent) and error.rate_limited
-    return min(told if is_limit else max(told, own), _LONGEST_RETRY_AFTER_SECONDS)
+    return min(told if is_limit else max(told, own), LONGEST_WAIT_SECONDS)
 
 
 def _back_off(request: ChatRequest, attempt: int) -> float:

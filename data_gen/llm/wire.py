@@ -1,4 +1,4 @@
-"""What providers over HTTP have in common: addresses, keys, waits, counts of tokens, and text fit for a file."""
+"""What providers over HTTP have in common: addresses, keys, failures, waits, counts of tokens, and text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from configs.errors import UserError
+from data_gen.llm.chat import Ambiguous, NotSent, Permanent
 
-_LONGEST_WAIT_SECONDS = 600.0
+LONGEST_WAIT_SECONDS = 600.0
+"""What a provider may say and be believed."""
+
 _MOST_TOKENS = 10**8  # of one reply; ten times the longest context on offer, and beyond it a count is nonsense
 _MESSAGE_CHARS = 300
 
-NEVER_CONNECTED = ("ConnectError", "ConnectTimeout", "PoolTimeout")
-"""Failures of the client libraries' HTTP client before anything was sent; by name, for it is httpx or httpx2."""
+_NEVER_CONNECTED = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+_TAKES_NOBODY = (429, 503, 529)  # of which 429 is a limit of rate
+_MAY_BE_DONE = (408, 409, 499)  # and 500 to 599: it was begun
+_ABOUT_THE_REQUEST = (400, 422)
 
 
 def is_loopback(address: str, *, setting: str) -> bool:
@@ -33,6 +38,15 @@ def is_loopback(address: str, *, setting: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_here(address: str, *, setting: str) -> bool:
+    """`is_loopback`, of "" too, the provider's own; raises `UserError` where credentials would go in the open."""
+    if not address:
+        return False
+    if not (here := is_loopback(address, setting=setting)) and not address.startswith("https://"):
+        raise UserError(f"{setting} = {address!r}: only a server on this machine is spoken to over http://")
+    return here
 
 
 def key_from_environment(variable: str, *, where: str, setting: str) -> str:
@@ -69,6 +83,22 @@ def without(body: bytes, *, secrets: Sequence[str]) -> bytes:
     return body
 
 
+def unanswered(kind: str, message: str) -> NotSent | Ambiguous:
+    """A failure of a library's HTTP client, by the name of its class, for the client is httpx or httpx2."""
+    return NotSent(message) if kind in _NEVER_CONNECTED else Ambiguous(message)
+
+
+def refusal(status: int, message: str, *, retry_after: float | None = None) -> NotSent | Ambiguous | Permanent:
+    """What a status says by itself, whoever answers with it."""
+    if status in _TAKES_NOBODY:
+        return NotSent(message, retry_after=retry_after, rate_limited=status == 429)
+    if status in _MAY_BE_DONE or status >= 500:
+        return Ambiguous(message)
+    if status == 413:
+        return Permanent(message, scope="request")
+    return Permanent(message, scope="unclear" if status in _ABOUT_THE_REQUEST else "run")
+
+
 def retry_after(header: str | None, *, now: float) -> float | None:
     """Seconds to wait, from seconds or an HTTP date; None for anything else, at most ten minutes."""
     if header is None:
@@ -80,7 +110,7 @@ def retry_after(header: str | None, *, now: float) -> float | None:
             seconds = max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - now)
         except (ValueError, OverflowError):
             return None
-    return min(seconds, _LONGEST_WAIT_SECONDS) if seconds >= 0 and math.isfinite(seconds) else None
+    return min(seconds, LONGEST_WAIT_SECONDS) if seconds >= 0 and math.isfinite(seconds) else None
 
 
 def token_count(value: object) -> int:
