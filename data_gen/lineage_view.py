@@ -10,19 +10,21 @@ import contextlib
 import json
 import sqlite3
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from configs.errors import UserError
+from configs.folder import COMPLETE, IDENTITY, read_identity
 from data_gen import shards
 from data_gen.evolve import Lineage
+from data_gen.finish import DATASET, REJECTED
 from data_gen.lineage_steps import Change, Step, difference, lineage_id, lineage_steps
 from data_gen.llm import journal_file
 from data_gen.llm.chat import Spent
 from data_gen.llm.journal import JOURNAL
-from data_gen.records import Rejected
+from data_gen.records import Record, Rejected
 from data_gen.report_counts import read_rejected
 from data_gen.report_lineages import SEED, dollars
 
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
-REJECTED = "rejected.jsonl"
-
 SHORT = 1_200
 """Characters of each text, unless the whole is asked for."""
 
@@ -40,6 +40,7 @@ _NEAREST = 3
 _JOINERS = "\u200c\u200d"  # of Indic scripts, Persian and emoji: invisible, and part of the text
 
 Texts = Literal["short", "whole"]
+_State = Literal["finished", "unfinished"]
 
 
 class ShowError(UserError):
@@ -52,7 +53,7 @@ class Found:
 
     lineage: Lineage
     costs: Mapping[int, Spent]
-    state: Literal["finished", "unfinished"]
+    state: _State
 
 
 def show_lineage(folder: Path, seed_id: str, *, console: Console | None = None, texts: Texts = "short") -> None:
@@ -76,38 +77,86 @@ def print_lineage(found: Found, *, console: Console | None = None, texts: Texts 
 
 
 def find_lineage(folder: Path, seed_id: str) -> Found:
-    """A lineage from the journal, or, where a folder has none, from its data set. Raises as `show_lineage`."""
+    """A lineage from the journal, or, where that saved none, from the data set. Raises as `show_lineage`.
+
+    The journal of a merge, for one, holds only what a judge said of the whole.
+    """
     wanted = seed_id.split("/")[0]
     if not (folder / JOURNAL).exists():
         return _in_dataset(folder, wanted)
     with contextlib.closing(journal_file.read_only(folder / JOURNAL)) as db:
-        if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 18):
+        if not _saved_any(db) and (folder / DATASET / shards.MANIFEST).exists():
+            return _in_dataset(folder, wanted)
+        number = _number(wanted)
+        if number is None:
             raise ShowError(f"{seed_id!r} is no seed of {folder}: seeds are numbered there, {_some(db)}")
-        index = int(wanted)
-        saved = next((one for one in journal_file.lineages_after(db, index=index - 1) if one.index == index), None)
-        if saved is None:
-            name = f"{index:06d}"
-            begun = sum(spent.calls for spent in journal_file.spent_by_round(db, lineage=name).values())
-            if begun:
-                raise ShowError(
-                    f"seed {name} of {folder} is not through: {begun} of its replies are in the journal; start the run "
-                    "again to finish it"
-                )
-            raise ShowError(f"there is no seed {seed_id} in {folder}: {_nearest(db, index)}")
-        lineage = _without_what_was_dropped_later(Lineage.from_json(saved.payload), folder / REJECTED)
-        costs = journal_file.spent_by_round(db, lineage=lineage_id(lineage))
-        return Found(lineage, costs, "finished" if saved.finished else "unfinished")
+        return _in_journal(db, folder, number)
+
+
+# Of each row the seed. Its index is the seed's number where seeds are evolved, and a record's number where records are
+# answered anew; but with either, what is saved as seed_id begins with the lineage.
+_SEED = "CAST(seed_id AS INTEGER)"
+
+
+def _saved_any(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM lineages LIMIT 1").fetchone() is not None
 
 
 def _some(db: sqlite3.Connection) -> str:
-    first, last, count = db.execute('SELECT min("index"), max("index"), count(*) FROM lineages').fetchone()
-    return f"from {first:06d} to {last:06d}" if count else "and none is through yet"
+    first, last, count = db.execute(f"SELECT min({_SEED}), max({_SEED}), count(*) FROM lineages").fetchone()
+    return f"from {_name(first)} to {_name(last)}" if count else "and none is through yet"
 
 
-def _nearest(db: sqlite3.Connection, index: int) -> str:
-    rows = db.execute('SELECT "index" FROM lineages ORDER BY abs("index" - ?) LIMIT ?', (index, _NEAREST))
-    near = ", ".join(f"{number:06d}" for (number,) in rows)
+def _nearest(db: sqlite3.Connection, seed: int) -> str:
+    rows = db.execute(
+        f"SELECT {_SEED} AS seed FROM lineages GROUP BY seed ORDER BY abs(seed - ?) LIMIT ?", (seed, _NEAREST)
+    )
+    near = ", ".join(_name(number) for (number,) in rows)
     return f"the nearest are {near}" if near else "none is through yet"
+
+
+def _number(wanted: str) -> int | None:
+    """The number of the seed that is meant, such as 17 by 000017 or 17."""
+    return int(wanted) if wanted.isascii() and wanted.isdigit() and len(wanted) < 18 else None
+
+
+def _name(seed: int) -> str:
+    return f"{seed:06d}"
+
+
+def _in_journal(db: sqlite3.Connection, folder: Path, seed: int) -> Found:
+    """All that is saved of a seed: one row where it was evolved, one for each of its records where they were answered.
+
+    Whether all of its records are answered, only a folder that is finished tells.
+    """
+    name = _name(seed)
+    found = db.execute(f'SELECT "index" FROM lineages WHERE {_SEED} = ? ORDER BY "index"', (seed,)).fetchall()
+    saved = [journal_file.lineages_after(db, index=index - 1)[0] for (index,) in found]
+    lineage = _joined([Lineage.from_json(one.payload) for one in saved])
+    costs = journal_file.spent_by_round(db, lineage=name)
+    if not lineage.records and not lineage.rejected:
+        begun = sum(spent.calls for spent in costs.values())
+        if not begun and not saved:
+            raise ShowError(f"there is no seed {seed} in {folder}: {_nearest(db, seed)}")
+        raise ShowError(
+            f"seed {name} of {folder} is not through: {begun} of its replies are in the journal; start the run "
+            "again to finish it"
+        )
+    may_miss = _is_of_answer(folder) and not (folder / COMPLETE).exists()
+    state: _State = "unfinished" if may_miss or not all(one.finished for one in saved) else "finished"
+    return Found(_without_what_was_dropped_later(lineage, folder / REJECTED), costs, state)
+
+
+def _is_of_answer(folder: Path) -> bool:
+    return (folder / IDENTITY).exists() and read_identity(folder).stage == "answer"
+
+
+def _joined(parts: Sequence[Lineage]) -> Lineage:
+    """One lineage of what was saved of it in parts, in the order of rounds."""
+    outcomes: list[Record | Rejected] = []
+    for part in parts:
+        outcomes += (*part.records, *part.rejected)
+    return Lineage.of(sorted(outcomes, key=lambda outcome: outcome.round))
 
 
 def _without_what_was_dropped_later(lineage: Lineage, rejected: Path) -> Lineage:
@@ -131,13 +180,16 @@ def _rows_of(rejected: Path, lineage: str) -> Iterator[Rejected]:
 
 
 def _in_dataset(folder: Path, wanted: str) -> Found:
-    """For a folder without a journal: all of it is read, which takes a while."""
-    records = [record for record in shards.read_dataset(folder) if record.lineage == wanted]
+    """Where no lineage is in a journal: all of the data set is read, which takes a while."""
+    number = _number(wanted)
+    name = wanted if number is None else _name(number)
+    records = [record for record in shards.read_dataset(folder) if record.lineage in (wanted, name)]
     file = shards.dataset_folder(folder).parent / REJECTED
-    dropped = [row for row in read_rejected(file) if row.lineage == wanted] if file.exists() else []
+    rows = read_rejected(file) if file.exists() else ()
+    dropped = [row for row in rows if row.lineage in (wanted, name)]
     if not records and not dropped:
         raise ShowError(f"there is no lineage {wanted!r} in {folder}: its report.html names some")
-    return Found(Lineage(tuple(records), tuple(dropped)), {}, "finished")
+    return Found(_joined([Lineage(tuple(records), tuple(dropped))]), {}, "finished")
 
 
 # --- the tree

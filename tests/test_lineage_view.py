@@ -10,19 +10,41 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from test_generate import quiet, serving
 from test_report import example
 
+from data_gen.answer import answer
+from data_gen.config import (
+    AnswerConfig,
+    Budget,
+    EvolveConfig,
+    Faults,
+    Measure,
+    OpenAICompatible,
+    Price,
+    Shard,
+    Simulated,
+    SimulatedSeeds,
+)
 from data_gen.evolve import Lineage
+from data_gen.generate import generate
 from data_gen.lineage_view import SHORT, ShowError, find_lineage, plain, show_lineage
 from data_gen.llm.chat import ChatReply, ChatRequest, Message, RequestKey
 from data_gen.llm.journal import JOURNAL, Journal
 from data_gen.llm.journal_file import JournalError
-from data_gen.records import Rejected
-from data_gen.shards import write_dataset
+from data_gen.merge import merge
+from data_gen.records import Record, Rejected
+from data_gen.report_counts import read_rejected
+from data_gen.run import BudgetReached
+from data_gen.shards import read_dataset, write_dataset
 from wizard_jax.cli import main
 
 FIRST = example("000004", instruction="Name three fruits.", source="seeds.json")
 SECOND = example("000004", 1, instruction="Name three red fruits.", words_added=1, model="m-1", propensity=0.25)
+UNMEASURED = Measure(diversity_sample=0)
+CONFIG = EvolveConfig(
+    seeds=SimulatedSeeds(count=8), llm=Simulated(faults=Faults(unchanged=0.2)), rounds=3, measure=UNMEASURED
+)
 DROPPED = Rejected("000004", 2, "in_breadth", "refusal", "says sorry", "Name a tree.", "Sorry.", "seeds.json")
 
 
@@ -178,6 +200,82 @@ def test_a_folder_without_a_journal_is_searched_through_its_data_set(tmp_path: P
     assert "flagged: contaminated" in shown(tmp_path, "000004")
     with pytest.raises(ShowError, match="no lineage '5'"):
         shown(tmp_path, "5")
+
+
+def test_a_seed_of_which_the_budget_left_nothing_is_not_through(tmp_path: Path) -> None:
+    save(tmp_path, {4: Lineage((FIRST,), ())})
+
+    async def cut_short() -> None:
+        async with Journal.open(tmp_path / JOURNAL) as journal:
+            await journal.save_lineage(5, seed_id="000005 abc", payload=Lineage((), ()).to_json(), finished=False)
+
+    asyncio.run(cut_short())
+    with pytest.raises(ShowError, match=r"seed 000005 .* is not through: 0 of its replies .* start the run again"):
+        shown(tmp_path, "5")
+
+
+@pytest.fixture(scope="module")
+def evolved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("show") / "evolved"
+    generate(CONFIG, out, progress=quiet)
+    return out
+
+
+def of_each(folder: Path) -> dict[str, Lineage]:
+    """By lineage what a finished folder holds of it, as its data set and its list of what was dropped say."""
+    outcomes: dict[str, list[Record | Rejected]] = {}
+    for outcome in (*read_dataset(folder), *read_rejected(folder / "rejected.jsonl")):
+        outcomes.setdefault(outcome.lineage, []).append(outcome)
+    return {name: Lineage.of(sorted(of, key=lambda one: one.round)) for name, of in sorted(outcomes.items())}
+
+
+def test_every_lineage_of_a_folder_of_answers_is_shown_under_its_own_number(evolved: Path, tmp_path: Path) -> None:
+    llm = Simulated(faults=Faults(refusal=0.2))
+    config = AnswerConfig(dataset=str(evolved), llm=llm, measure=UNMEASURED)
+    answer(config, tmp_path / "out", progress=quiet)
+    there = of_each(tmp_path / "out")
+    assert len(there) == 8
+    for name, lineage in there.items():
+        found = find_lineage(tmp_path / "out", str(int(name)))
+        assert (found.lineage, found.state) == (lineage, "finished")
+        assert {round_: spent.calls for round_, spent in found.costs.items()} == {
+            one.round: 1 for one in (*lineage.records, *lineage.rejected)
+        }
+    assert any(lineage.rejected for lineage in there.values())
+    assert shown(tmp_path / "out", "000003/2").startswith("lineage 000003  ")
+    with pytest.raises(ShowError, match=r"no seed 20 .*: the nearest are 000007, 000006, 000005"):
+        find_lineage(tmp_path / "out", "20")
+    with pytest.raises(ShowError, match="from 000000 to 000007"):
+        find_lineage(tmp_path / "out", "alpaca")
+
+
+def test_a_lineage_that_is_answered_in_part_is_unfinished(evolved: Path, tmp_path: Path) -> None:
+    with serving(Faults()) as server:
+        llm = OpenAICompatible(model="simulated-llm", base_url=server.base_url, price=Price(input=1.0, output=1.0))
+        config = AnswerConfig(dataset=str(evolved), llm=llm, measure=UNMEASURED, concurrency=1, budget=Budget(calls=2))
+        with pytest.raises(BudgetReached):
+            answer(config, tmp_path / "out", progress=quiet)
+    found = find_lineage(tmp_path / "out", "0")
+    assert [record.round for record in found.lineage.records] == [0, 1]
+    assert found.state == "unfinished"
+
+
+@pytest.mark.parametrize("judged", [0, 3], ids=["without a judge", "with a judge, who has a journal"])
+def test_every_lineage_of_a_merged_folder_is_shown(judged: int, tmp_path: Path) -> None:
+    config = replace(CONFIG, measure=replace(UNMEASURED, difficulty_lineages=judged))
+    parts = [tmp_path / f"part-{index}" for index in range(2)]
+    for index, part in enumerate(parts):
+        generate(replace(config, shard=Shard(index=index, count=2)), part, progress=quiet)
+    merge(parts, tmp_path / "out")
+    assert (tmp_path / "out" / JOURNAL).exists() == bool(judged)
+    there = of_each(tmp_path / "out")
+    assert len(there) == 8
+    for name, lineage in there.items():
+        for given in (name, str(int(name)), f"{name}/1"):
+            found = find_lineage(tmp_path / "out", given)
+            assert (found.lineage, found.state) == (lineage, "finished")
+    with pytest.raises(ShowError, match="no lineage '8'"):
+        find_lineage(tmp_path / "out", "8")
 
 
 def test_a_real_run_is_shown(tmp_path: Path) -> None:
