@@ -26,6 +26,7 @@ from data_gen.llm.journal import JOURNAL, Journal
 from data_gen.llm.stack import Prepared, Sending, open_stack, prepare
 from data_gen.operations import answer_prompt
 from data_gen.records import Record, Rejected, Turn
+from data_gen.report_counts import Distinct
 from data_gen.run import BudgetReached, Progress, Run, Work, places
 from data_gen.settings import check_answer
 
@@ -74,15 +75,14 @@ class _Asked:
 
 def _asked(config: AnswerConfig) -> _Asked:
     """Counts the records, after the data set was found to be intact."""
-    records, lineages, last = 0, 0, ""
+    records, lineages = 0, Distinct()
     for record in _unanswered(config):
         records += 1
-        lineages += record.lineage != last
-        last = record.lineage
+        lineages.add(record.lineage)
     if not records:
         raise AnswerError(f"{config.dataset} has no record of the rounds {config.rounds}: see its report.html")
     sha256 = shards.read_manifest(Path(config.dataset)).sha256
-    return _Asked(sha256=sha256, records=records, lineages=lineages)
+    return _Asked(sha256=sha256, records=records, lineages=lineages.count())
 
 
 async def _answer(

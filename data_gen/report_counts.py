@@ -1,6 +1,6 @@
 """What a data set's page counts, in one pass over its records and one over what was dropped.
 
-Memory holds the counts, and the lineages of a sample: not the data set.
+Memory holds the counts, the lineages of a sample, and some bytes for each of the others: not the data set.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from data_gen.evolve import Lineage
 from data_gen.records import Record, Rejected
 from data_gen.tally import Rate, Tally
 from data_gen.word_counts import count_words
+
+_AT_ONCE = 4096  # hashes; one in a set takes ten times the memory that it takes in an array
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Counts:
     evolvers: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
     lineages: int = 0
-    """Of which there is at least one record: data sets are written lineage by lineage."""
+    """Of which there is at least one record."""
     sample: tuple[Lineage, ...] = ()
 
     @property
@@ -52,11 +56,9 @@ class Counts:
 
 def count(records: Iterable[Record], rejected: Iterable[Rejected], *, sampled: int) -> Counts:
     """Counts everything, and keeps `sampled` lineages, chosen by the hash of their ids."""
-    counts, sample = Counts(), _Sample(sampled)
-    last = None
+    counts, sample, lineages = Counts(), _Sample(sampled), Distinct()
     for record in records:
-        counts.lineages += record.lineage != last
-        last = record.lineage
+        lineages.add(record.lineage)
         counts.tally.add_record(record)
         counts.models[record.model] += 1
         counts.evolvers.update({record.evolver} - {""})
@@ -66,8 +68,30 @@ def count(records: Iterable[Record], rejected: Iterable[Rejected], *, sampled: i
     for row in rejected:
         counts.tally.add_rejected(row)
         sample.add(row)
+    counts.lineages = lineages.count()
     counts.sample = sample.lineages()
     return counts
+
+
+class Distinct:
+    """Counts the lineages that come by, in whatever order: a data set may be shuffled. Of most, 8 bytes are held."""
+
+    def __init__(self) -> None:
+        self._held = np.empty(0, np.uint64)  # hashes, sorted, each once
+        self._new: set[int] = set()  # some of which may be held
+
+    def add(self, lineage: str) -> None:
+        self._new.add(_hash(lineage))
+        if len(self._new) >= max(_AT_ONCE, len(self._held) // 8):
+            self._join()
+
+    def count(self) -> int:
+        self._join()
+        return len(self._held)
+
+    def _join(self) -> None:
+        self._held = np.union1d(self._held, np.fromiter(self._new, np.uint64, len(self._new)))
+        self._new.clear()
 
 
 def read_rejected(file: Path) -> Iterator[Rejected]:
@@ -107,7 +131,7 @@ class _Sample:
             rejected.append(outcome)
 
     def _enter(self, lineage: str) -> bool:
-        key = -int.from_bytes(hashlib.sha256(lineage.encode()).digest()[:8], "big")
+        key = -_hash(lineage)
         if len(self._held) >= self._size:
             if not self._largest or key <= self._largest[0][0]:
                 return False
@@ -119,3 +143,7 @@ class _Sample:
 
     def lineages(self) -> tuple[Lineage, ...]:
         return tuple(Lineage(tuple(records), tuple(rejected)) for _, (records, rejected) in sorted(self._held.items()))
+
+
+def _hash(lineage: str) -> int:
+    return int.from_bytes(hashlib.sha256(lineage.encode()).digest()[:8], "big")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import tracemalloc
 from collections import Counter, defaultdict
@@ -12,7 +13,11 @@ from pathlib import Path
 
 import pytest
 from page_reader import PageReader
+from test_generate import quiet
 
+from data_gen.answer import answer
+from data_gen.beam.pipeline import evolve_on_beam
+from data_gen.config import AnswerConfig, EvolveConfig, Measure, Simulated, SimulatedSeeds
 from data_gen.evolve import Lineage
 from data_gen.figures import MEANINGS, Figure, read_figure, said
 from data_gen.llm import journal_file
@@ -20,7 +25,7 @@ from data_gen.llm.chat import Spent
 from data_gen.operations import OPERATIONS
 from data_gen.records import Record, Rejected, Turn
 from data_gen.report import CELLS_SHOWN, LINEAGES_SHOWN, SOURCES_SHOWN, write_report
-from data_gen.report_counts import count, read_rejected
+from data_gen.report_counts import Distinct, count, read_rejected
 from data_gen.report_lineages import MOST_CHARACTERS
 from data_gen.shards import read_dataset, write_dataset
 from wizard_jax.cli import main
@@ -153,6 +158,29 @@ def test_counting_holds_the_sample_and_not_the_data_set() -> None:
     tracemalloc.stop()
     assert (counts.lineages, len(counts.sample)) == (20_000, 50)
     assert peak < 3_000_000
+
+
+def test_lineages_are_counted_once_each_in_any_order() -> None:
+    lineages = Distinct()
+    for number in random.Random(0).choices(range(20_000), k=40_000):
+        lineages.add(str(number))
+    assert lineages.count() == len(set(random.Random(0).choices(range(20_000), k=40_000)))
+    records = [example(str(number), round_) for round_ in range(3) for number in range(50)]
+    assert count(records, [], sampled=3).lineages == 50
+
+
+def test_lineages_of_a_shuffled_data_set_are_counted_once_each(tmp_path: Path) -> None:
+    config = EvolveConfig(
+        seeds=SimulatedSeeds(count=20), llm=Simulated(), rounds=2, measure=Measure(diversity_sample=0)
+    )
+    out = tmp_path / "out"
+    evolve_on_beam(config, out, work=tmp_path / "work", shards=2, order="shuffled", progress=quiet, say=quiet)
+    names = [record.lineage for record in read_dataset(out)]
+    assert names != sorted(names)
+    assert len(set(names)) == 20
+    assert "20 lineages" in PageReader(out / "report.html").text
+    answered = answer(AnswerConfig(dataset=str(out), llm=Simulated()), tmp_path / "brief", progress=quiet)
+    assert answered["seeds"] == 20
 
 
 def test_what_a_step_changed_is_marked(tmp_path: Path) -> None:
