@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from data_gen.llm.chat import ChatReply, ChatRequest, NotSent
 from data_gen.measure import contamination, retrieval
@@ -201,11 +204,43 @@ def test_one_finding_per_record_the_best_of_all_files(test_file: Path, tmp_path:
         ("a.jsonl", '{"turns": ["one", "two"]}\n{"turns": [{"role": "user", "content": "x"}]}', ["one\ntwo", "x"]),
         ("a.json", '["a", {"text": "b\\nc"}]', ["a", "b\nc"]),
         ("a.txt", "\ufeffa b \n\n  c\r\n", ["a b", "c"]),
+        ("a.ndjson", '{"question": "a?", "answer": "b"}\n{"question": "c?", "answer": "d"}\n', ["a?", "c?"]),
+        ("a.json", '\ufeff \n["a"]', ["a"]),
     ],
 )
 def test_test_sets_are_read(tmp_path: Path, name: str, content: str, items: list[str]) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert read_items(tmp_path / name) == items
+    packed = tmp_path / f"{name}.gz"
+    if name.endswith(".txt"):
+        packed = tmp_path / "packed.txt"  # told by its first bytes
+    packed.write_bytes(gzip.compress(content.encode()))
+    assert read_items(packed) == items
+
+
+def test_test_sets_in_tables_are_read(tmp_path: Path) -> None:
+    table = pa.table({"question": ["a?", "b?"], "answer": ["1", "2"], "text": ["no", "no"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    parquet.write_table(table, tmp_path / "a.json.parquet")
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    assert read_items(tmp_path / "a.parquet") == read_items(tmp_path / "a.arrow") == ["a?", "b?"]
+    assert read_items(tmp_path / "a.json.parquet") == ["a?", "b?"]
+    parquet.write_table(pa.table({"q": ["a?"]}), tmp_path / "b.parquet")
+    with pytest.raises(ContaminationError, match=r"b\.parquet, item 1: .* question, instruction"):
+        read_items(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz", "a.md", "a.xlsx", "a.gz", "a"])
+def test_a_test_set_of_another_kind_is_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("question,answer\nWhat is 1 + 1?,2\n")
+    with pytest.raises(ContaminationError, match=rf"{name} is of no kind .* make it a \.jsonl, .* under 'question'"):
+        read_items(tmp_path / name)
+
+
+def test_a_folder_is_no_test_set(tmp_path: Path) -> None:
+    with pytest.raises(ContaminationError, match="is of no kind that is read here: make it"):
+        read_items(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -218,12 +253,21 @@ def test_test_sets_are_read(tmp_path: Path, name: str, content: str, items: list
         ("a.json", '[{"question": null}]', "item 1"),
         ("a.txt", "\n ?\n", "no text to compare"),
         ("a.jsonl", "", "no text to compare"),
+        ("a.json", '["a", ', r"contamination_files: .*a\.json is not JSON \(line 1: the array has no end\)"),
+        (
+            "a.jsonl",
+            '{"question": "ä?"}\n{"question": "ö?"}\n',
+            r"contamination_files: .*a\.jsonl is not UTF-8 \(byte 14\)",
+        ),
+        ("a.txt", "a\nä\n", r"contamination_files: .*a\.txt is not UTF-8 \(byte 2\): save it as UTF-8"),
+        ("a.parquet", "PAR1, or not", r"contamination_files: .*a\.parquet can not be read as a table"),
+        ("a.jsonl.gz", "\x1f\x8b no more", r"contamination_files: .*a\.jsonl\.gz is damaged"),
     ],
 )
 def test_a_test_set_that_can_not_be_read_is_refused_with_the_place(
     tmp_path: Path, name: str, content: str, message: str
 ) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(ContaminationError, match=message):
         open_test_set(tmp_path / name, ngram=13)
 

@@ -7,7 +7,7 @@ is compared; turns before it and the answer are not.
 
 from __future__ import annotations
 
-import json
+import codecs
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +20,8 @@ from data_gen.framing import framed, template, unframed, without_thoughts
 from data_gen.llm.chat import RequestKey
 from data_gen.measure import retrieval
 from data_gen.measure.asking import Judge, ask, quoted, together
+from data_gen.readers.containers import is_of_rows, opened, rows_of_file
+from data_gen.readers.rows import SourceError
 from data_gen.records import Record
 
 SIMILARITY = 0.2
@@ -28,6 +30,12 @@ SIMILARITY = 0.2
 
 KEYS = ("question", "instruction", "prompt", "text", "turns")
 """Where a row of a test set has its item; the first that it has counts. Case does not matter."""
+
+
+_KINDS = (
+    "make it a .jsonl, .ndjson, .json (each also .gz), .parquet or .arrow file with the text of each item under "
+    f"{KEYS[0]!r}, or a .txt file with an item a line and no header"
+)
 
 
 class ContaminationError(UserError):
@@ -78,37 +86,47 @@ def open_test_set(path: str | Path, *, ngram: int) -> TestSet:
 
 
 def read_items(path: Path) -> list[str]:
-    """The items of a test set: a JSON list, JSONL, or any other file line by line.
+    """The items of a test set: a file of rows, read as seeds are, or a .txt with an item a line.
 
     Raises:
-      ContaminationError: no such file, no text, or a row without any of `KEYS`.
+      ContaminationError: no such file, of another kind, damaged, no text, or a row without any of `KEYS`.
     """
     try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ContaminationError(f"measure.contamination_files: {path} can not be read: {error}") from error
-    if path.suffix == ".json":
-        rows = _parsed(content, f"{path}")
-        if not isinstance(rows, list):
-            raise ContaminationError(f"{path}: a JSON test set is a list of items; write one row a line as .jsonl")
-        items = [_item(row, f"{path}, item {number}") for number, row in enumerate(rows, start=1)]
-    else:
-        lines = [(number, line) for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
-        as_json = path.suffix == ".jsonl"
-        items = [
-            _item(_parsed(line, f"{path}:{number}"), f"{path}:{number}") if as_json else line.strip()
-            for number, line in lines
-        ]
+        if is_of_rows(path):
+            items = list(_of_rows(path))
+        elif path.suffix == ".txt":
+            items = _of_lines(path)
+        else:
+            raise ContaminationError(f"measure.contamination_files: {path} is of no kind that is read here: {_KINDS}")
+    except SourceError as error:
+        raise ContaminationError(f"measure.contamination_files: {error}") from error
     if not any(re.search(r"\w", item) for item in items):
         raise ContaminationError(f"measure.contamination_files: {path} holds no text to compare with")
     return items
 
 
-def _parsed(text: str, where: str) -> Any:
+def _of_lines(path: Path) -> list[str]:
+    with opened(path) as stream:
+        content = stream.read()
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ContaminationError(f"{where} is not JSON: {error}") from error
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _of_rows(path: Path) -> Iterator[str]:
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".json"):
+        with opened(path) as stream:
+            is_list = stream.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+        if not is_list:  # of an object, a field might be taken for the only item
+            raise ContaminationError(f"{path}: a JSON test set is a list of items; write one row a line as .jsonl")
+    place = f"{path}:" if name.endswith((".jsonl", ".ndjson")) else f"{path}, item "
+    for row in rows_of_file(path, source=path.name):
+        if row.fault:
+            raise ContaminationError(f"{place}{row.number} is {row.fault}")
+        yield _item(row.value, f"{place}{row.number}")
 
 
 def _item(row: Any, where: str) -> str:

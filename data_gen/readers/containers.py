@@ -47,7 +47,7 @@ def rows_of(path: str) -> Iterator[Row]:
     else:
         for file, source in _files(path):
             row = None
-            for row in _rows_of_file(file, source=source):
+            for row in rows_of_file(file, source=source):
                 yield row
             if row is None:
                 raise SourceError(f"{file} is empty: it must hold at least one instruction")
@@ -82,12 +82,13 @@ def _files(path: str) -> list[tuple[Path, str]]:
 def _holds_rows(file: Path) -> bool:
     """By its name, in a folder that holds other files too."""
     hidden = any(part.startswith(".") for part in file.parts)
-    return not hidden and file.name not in _NO_DATA and _KINDS.fullmatch("".join(_suffixes(file))) is not None
+    return not hidden and file.name not in _NO_DATA and is_of_rows(file)
 
 
-def _suffixes(file: Path) -> Sequence[str]:
-    """The last suffix, and the one before .gz."""
-    return file.suffixes[-2:] if file.suffix == ".gz" else file.suffixes[-1:]
+def is_of_rows(file: Path) -> bool:
+    """Whether a file is by its name one of those whose rows are read."""
+    last = file.suffixes[-2:] if file.suffix == ".gz" else file.suffixes[-1:]
+    return _KINDS.fullmatch("".join(last)) is not None
 
 
 def _refuse_held_out(folder: Path, names: Sequence[str]) -> None:
@@ -100,31 +101,40 @@ def _refuse_held_out(folder: Path, names: Sequence[str]) -> None:
         )
 
 
-def _rows_of_file(file: Path, *, source: str) -> Iterator[Row]:
+def rows_of_file(file: Path, *, source: str) -> Iterator[Row]:
+    """The rows of one file, told apart by its first bytes; none of one that is empty.
+
+    Raises:
+      SourceError: the file can not be read.
+    """
+    with opened(file) as stream:
+        beginning = stream.read(8)
+        if beginning.startswith(tables.PARQUET):
+            rows = tables.parquet_rows(file, source=source)
+        elif beginning.startswith((tables.ARROW, tables.ARROW_STREAM)):
+            rows = tables.arrow_rows(file, source=source)
+        else:
+            rows = json_rows(stream, path=file, source=source)
+        yield from rows
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file; of one that gzip made, whatever its name, those that went in.
+
+    Raises:
+      SourceError: the file, now or while it is read, can not be read.
+    """
     try:
-        with _opened(file) as stream:
-            beginning = stream.read(8)
-            if beginning.startswith(tables.PARQUET):
-                rows = tables.parquet_rows(file, source=source)
-            elif beginning.startswith((tables.ARROW, tables.ARROW_STREAM)):
-                rows = tables.arrow_rows(file, source=source)
+        with file.open("rb") as stream:
+            packed = stream.read(2) == _GZIP
+            stream.seek(0)
+            if packed:
+                with gzip.open(stream) as unpacked:
+                    yield cast(BinaryIO, unpacked)
             else:
-                rows = json_rows(stream, path=file, source=source)
-            yield from rows
+                yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise SourceError(f"{file} is damaged: its compressed data can not be read; copy it again") from None
     except OSError as error:
         raise SourceError(f"{file} can not be read: {error.strerror or error}") from None
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file; of one that gzip made, whatever its name, those that went in."""
-    with file.open("rb") as stream:
-        packed = stream.read(2) == _GZIP
-        stream.seek(0)
-        if packed:
-            with gzip.open(stream) as unpacked:
-                yield cast(BinaryIO, unpacked)
-        else:
-            yield stream
