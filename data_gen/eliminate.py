@@ -116,14 +116,14 @@ def _is_equal(verdict: str) -> bool | None:
 
 
 def _unreadable(verdict: str) -> Reason:
-    return Reason("unreadable_reply", f"the judge said neither Equal nor Not Equal: {_quoted(verdict)}")
+    return Reason("unreadable_reply", f"the judge said neither Equal nor Not Equal: {framing.quoted(verdict)}")
 
 
 def refusal(answer: str) -> Reason | None:
     """Rule 2: the answer says sorry in fewer than 80 words."""
     words = len(answer.split())
     if words < REFUSAL_WORDS and re.search(r"\bsorry\b", answer, re.IGNORECASE):
-        return Reason("refusal", f"says sorry in {words} words: {_quoted(answer)}")
+        return Reason("refusal", f"says sorry in {words} words: {framing.quoted(answer)}")
     return None
 
 
@@ -133,7 +133,7 @@ def refused_rewrite(candidate: str, *, parent: str) -> Reason | None:
     An instruction may well speak of being sorry, so only the beginning counts.
     """
     if _REFUSAL_OPENING.match(candidate) and not _REFUSAL_OPENING.match(parent):
-        return Reason("refusal", f"the rewrite is a refusal: {_quoted(candidate)}")
+        return Reason("refusal", f"the rewrite is a refusal: {framing.quoted(candidate)}")
     return None
 
 
@@ -144,7 +144,7 @@ def empty_answer(answer: str) -> Reason | None:
         return None
     if all(word in STOP_WORDS for word in words):
         held = "only punctuation and stop words" if words else "no words"
-        return Reason("empty_answer", f"holds {held}: {_quoted(answer)}")
+        return Reason("empty_answer", f"holds {held}: {framing.quoted(answer)}")
     return None
 
 
@@ -163,7 +163,9 @@ def copied_prompt(candidate: str, *, parent: str) -> Reason | None:
     at = [index for index, line in enumerate(lines) if line.startswith(fence) and not line.strip("=")]
     beside_label = any("[" in (lines[index - 1][0], lines[(index + 1) % len(lines)][0]) for index in at)
     if len(at) > 1 or beside_label or not {0, len(lines) - 1}.isdisjoint(at):
-        return Reason("copied_prompt", f"copies {_quoted(fence)} that framed the one before in the rewriting prompt")
+        return Reason(
+            "copied_prompt", f"copies {framing.quoted(fence)} that framed the one before in the rewriting prompt"
+        )
     known = set(_runs(old))
     for run in _runs(new):
         if run in _prompt_runs() and run not in known:
@@ -188,8 +190,3 @@ def _runs(text: str) -> Iterator[tuple[str, ...]]:
 def _prompt_runs() -> frozenset[tuple[str, ...]]:
     templates = [operation.template.casefold() for operation in OPERATIONS.values()]
     return frozenset(run for text in templates for piece in re.split(r"\{\w+\}", text) for run in _runs(piece))
-
-
-def _quoted(text: str) -> str:
-    shown = " ".join(text.split())
-    return repr(shown if len(shown) <= 80 else f"{shown[:77]}...")

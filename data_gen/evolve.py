@@ -7,7 +7,6 @@ purpose), so a lineage comes out the same whatever else runs beside it. Evol-Ins
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import AsyncGenerator, Sequence
@@ -30,6 +29,7 @@ from data_gen.llm.chat import (
     Purpose,
     RequestKey,
 )
+from data_gen.measure import asking
 from data_gen.measure.asking import Judge
 from data_gen.measure.difficulty import score
 from data_gen.operations import OPERATIONS, Operation, equal_prompt
@@ -156,9 +156,9 @@ def drawn_model(config: EvolveConfig, *, lineage: str, round_: int) -> str:
 
 
 def keyed_number(seed: int, lineage: str, round_: int, purpose: str) -> int:
-    """A number of 64 bits that follows from the key alone: what every random choice draws from."""
-    key = json.dumps([seed, lineage, round_, purpose, 0])  # without the 0, all draws would be others than those of 0.1
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    """What every random choice of a lineage draws from."""
+    # Without the 0, all draws would be others than those of version 0.1.
+    return asking.keyed_number(seed, lineage, round_, purpose, 0)
 
 
 async def _evolved(

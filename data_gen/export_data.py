@@ -22,12 +22,12 @@ from configs.folder import COMPLETE, load_config, read_complete, read_identity
 from data_gen import shards
 from data_gen.card import FIELDS, Exported, Layout, data_card
 from data_gen.config import AnswerConfig, EvolveConfig
+from data_gen.finish import MEASURES
 from data_gen.records import Record
 
 FileFormat = Literal["jsonl", "parquet"]
 
 MARK = ".export.json"
-MEASURES = "measures.json"
 
 _ROWS = 10_000  # of a Parquet row group at most
 _BYTES = 64_000_000  # of its texts at most: what memory holds

@@ -45,6 +45,12 @@ def without_thoughts(reply: str) -> str:
     return reply[thoughts.end() :] if thoughts else reply
 
 
+def quoted(reply: str) -> str:
+    """A reply on one line, cut at 80 characters, for a message."""
+    shown = " ".join(reply.split())
+    return repr(shown if len(shown) <= 80 else f"{shown[:77]}...")
+
+
 def numbered(texts: Sequence[str]) -> str:
     """Texts one after another, each under its number and between fences: "[1]\\n=====\\nText\\n=====" and so on."""
     line = fence(texts)

@@ -24,9 +24,10 @@ from data_gen.lineage_steps import Change, Step, difference, lineage_id, lineage
 from data_gen.llm import journal_file
 from data_gen.llm.chat import Spent
 from data_gen.llm.journal import JOURNAL
+from data_gen.llm.pricing import dollars
 from data_gen.records import Record, Rejected
 from data_gen.report_counts import read_rejected
-from data_gen.report_lineages import SEED, dollars
+from data_gen.report_lineages import SEED
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

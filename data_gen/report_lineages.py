@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from data_gen.evolve import Lineage
 from data_gen.lineage_steps import Step, difference, lineage_id, lineage_steps
 from data_gen.llm.chat import Spent
+from data_gen.llm.pricing import dollars
 from data_gen.page import Content, Html, element, folded, join, searchable
 from data_gen.word_counts import count_words
 
@@ -117,11 +118,6 @@ def _instruction(step: Step) -> Html:
     if not any(change.kind == "same" for change in changes):
         return join(element("small", "shares no word with its parent"), text)
     return marked if not any(c.kind == "removed" for c in changes) else join(marked, folded("as it reads now", text))
-
-
-def dollars(usd: float) -> str:
-    """An amount of money, of which the smallest are not shown as nothing."""
-    return f"${usd:,.4f}" if usd >= 0.00005 or not usd else "<$0.0001"
 
 
 def cut(text: str) -> str:

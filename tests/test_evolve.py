@@ -12,7 +12,7 @@ import pytest
 from data_gen import operations, world
 from data_gen.choice import Plan
 from data_gen.config import EvolveConfig, OpenAICompatible, Pilot, Simulated, SimulatedSeeds
-from data_gen.evolve import Lineage, drawn_operation, evolve_lineage
+from data_gen.evolve import Lineage, drawn_operation, evolve_lineage, keyed_number
 from data_gen.llm.chat import (
     Ambiguous,
     ChatReply,
@@ -131,6 +131,11 @@ def test_operations_are_drawn_evenly_and_by_key_alone() -> None:
     first = [drawn(1, lineage=f"{n:06d}") for n in range(50)]
     assert first == [drawn(1, lineage=f"{n:06d}") for n in range(50)]
     assert first != [drawn(1, lineage=f"{n:06d}", seed=1) for n in range(50)]
+
+
+def test_the_numbers_that_choices_are_drawn_from_are_those_of_every_version() -> None:
+    assert keyed_number(0, "000001", 2, "evolve") == 17595352789024379879
+    assert keyed_number(7, "séed \ud800", 0, "operation") == 6008653122720951446
 
 
 def test_depth_counts_the_accepted_in_depth_rounds_only() -> None:

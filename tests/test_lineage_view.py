@@ -90,12 +90,12 @@ def test_a_lineage_is_a_tree_of_what_was_kept_and_dropped(tmp_path: Path, seed_i
     save(tmp_path, {4: Lineage((FIRST, SECOND), (DROPPED,))})
     text = shown(tmp_path, seed_id)
     title, *lines = text.splitlines()
-    assert title == "lineage 000004  2 kept, 1 dropped, $0.2500; from seeds.json"
+    assert title == "lineage 000004  2 kept, 1 dropped, $0.25; from seeds.json"
     depths = {
         line.strip("│├└─ ").split(" ")[1]: len(line) - len(line.lstrip("│├└─ ")) for line in lines if "round " in line
     }
     assert depths["0"] < depths["1"] < depths["2"]
-    assert "round 1 deepening kept  +1 words, answered by m-1, drawn with probability 0.25, $0.2500" in text
+    assert "round 1 deepening kept  +1 words, answered by m-1, drawn with probability 0.25, $0.25" in text
     assert "Name three {+red+} fruits." in text
     assert "round 2 in_breadth dropped: refusal" in text
     assert "says sorry" in text
@@ -164,7 +164,7 @@ def test_a_seed_that_is_not_there_is_told_with_its_nearest(tmp_path: Path) -> No
 
 def test_a_lineage_that_the_budget_cut_short_says_so(tmp_path: Path) -> None:
     save(tmp_path, {4: Lineage((FIRST,), ())}, finished=False)
-    assert "1 kept, 0 dropped, $0.2500, unfinished" in shown(tmp_path, "4")
+    assert "1 kept, 0 dropped, $0.25, unfinished" in shown(tmp_path, "4")
 
 
 def test_what_a_check_after_the_run_dropped_is_not_shown_as_kept(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from data_gen.evolve import Lineage
 from data_gen.figures import MEANINGS, Figure, read_figure, said
 from data_gen.llm import journal_file
 from data_gen.llm.chat import Spent
+from data_gen.llm.pricing import dollars
 from data_gen.operations import OPERATIONS
 from data_gen.records import Record, Rejected, Turn
 from data_gen.report import CELLS_SHOWN, LINEAGES_SHOWN, SOURCES_SHOWN, write_report
@@ -224,7 +225,7 @@ def test_costs_and_measures_are_shown_where_they_are_known(tmp_path: Path) -> No
         "0": "$0.2500",
         "1": "$0.5000",
     }
-    assert "$0.1250" in page.text
+    assert re.search(rf"2 kept, 0 dropped, {re.escape(dollars(0.125))}(?!\d)", page.text)
     assert "answers by m-1, the seed file; rewritten by e-2" in page.text
     difficulty, diversity = page.tables_of("measure")
     assert diversity == [

@@ -87,9 +87,3 @@ def keyed_number(seed: int, *key: str | int) -> int:
     """A number of 64 bits that follows from the seed and the key alone."""
     digest = hashlib.sha256(json.dumps([seed, *key]).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big")
-
-
-def quoted(text: str) -> str:
-    """A reply on one line, cut at 80 characters, for a message."""
-    shown = " ".join(text.split())
-    return repr(shown if len(shown) <= 80 else f"{shown[:77]}...")

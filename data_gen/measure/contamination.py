@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import UserError
-from data_gen.framing import framed, template, unframed, without_thoughts
+from data_gen.framing import framed, quoted, template, unframed, without_thoughts
 from data_gen.llm.chat import RequestKey
 from data_gen.measure import retrieval
-from data_gen.measure.asking import Judge, ask, quoted, together
+from data_gen.measure.asking import Judge, ask, together
 from data_gen.readers.containers import is_of_rows, opened, rows_of_file
 from data_gen.readers.rows import SourceError
 from data_gen.records import Record

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_gen.framing import framed, numbered, template, unframed, unnumbered, without_thoughts
+from data_gen.framing import framed, numbered, quoted, template, unframed, unnumbered, without_thoughts
 from data_gen.llm.chat import RequestKey
-from data_gen.measure.asking import Judge, ask, keyed_number, quoted, together
+from data_gen.measure.asking import Judge, ask, keyed_number, together
 from data_gen.measure.estimates import Estimate, bootstrap, mean_of
 from data_gen.records import Record
 
