@@ -193,6 +193,31 @@ def test_one_finding_per_record_the_best_of_all_files(test_file: Path, tmp_path:
     assert [(f.items, f.touched, f.records) for f in by_file(findings, tests)] == [(5, 0, 0), (2, 1, 1)]
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_is_repeated_goes_before_what_is_more_similar(tmp_path: Path, order: tuple[int, ...]) -> None:
+    words_of_one = [f"apple{'x' * number}" for number in range(40)]
+    repeats, resembles = tmp_path / "repeats.txt", tmp_path / "resembles.txt"
+    repeats.write_text(" ".join([*words_of_one[:13], *(f"pear{'x' * number}" for number in range(40))]))
+    text = " ".join(words_of_one)
+    resembles.write_text(
+        " ".join(word for pair in zip(words_of_one[1::2], words_of_one[::2], strict=True) for word in pair)
+    )
+    tests = [open_test_set(file, ngram=13) for file in (repeats, resembles)]
+    (alone,) = find([record(text)], [tests[0]])
+    (other,) = find([record(text)], [tests[1]])
+    assert (alone.how, other.how) == ("repeated", "similar")
+    assert alone.score < other.score
+    assert list(find([record(text)], [tests[number] for number in order])) == [alone]
+
+
+def test_what_is_just_as_similar_as_the_threshold_is_found(test_file: Path) -> None:
+    test = open_test_set(test_file, ngram=13)
+    (block,) = retrieval.blocks([REWORDED])
+    (match,) = retrieval.most_similar(retrieval.numbered(block, test.index), test.index)
+    assert [finding.how for finding in find([record(REWORDED)], [test], similarity=match.score)] == ["similar"]
+    assert not list(find([record(REWORDED)], [test], similarity=np.nextafter(match.score, 1)))
+
+
 # --- the test sets
 
 

@@ -141,6 +141,20 @@ def test_the_same_export_again_changes_nothing_and_another_replaces_it(
     assert again.read_bytes() == before[first.name][0]
 
 
+def test_a_data_set_made_anew_is_exported_anew_though_its_card_is_the_same(
+    tmp_path: Path, records: list[Record]
+) -> None:
+    write(records, tmp_path / "dataset")
+    out = tmp_path / "out"
+    file = export_data(tmp_path / "dataset", out, file_format="jsonl", layout="messages")
+    card = (out / "README.md").read_text()
+    last = replace(records[-1], turns=(*records[-1].turns[:-1], Turn("assistant", "Another answer.")))
+    write([*records[:-1], last], tmp_path / "dataset")
+    export_data(tmp_path / "dataset", out, file_format="jsonl", layout="messages")
+    assert (out / "README.md").read_text() == card
+    assert json.loads(file.read_text().splitlines()[-1])["messages"][-1]["content"] == "Another answer."
+
+
 def test_nothing_else_is_overwritten(tmp_path: Path, records: list[Record]) -> None:
     write(records, tmp_path / "dataset")
     (tmp_path / "mine").mkdir()

@@ -99,6 +99,24 @@ ROWS: dict[str, tuple[dict[str, Any], list[Said]]] = {
         },
         [[("system", "Think."), ("user", "1+1?"), ("assistant", "2")]],
     ),
+    "sharegpt with the system prompt beside the turns": (
+        {
+            "system": "Be brief.",
+            "conversations": [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}],
+        },
+        [[("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello.")]],
+    ),
+    "messages with the system prompt beside them": (
+        {"system_prompt": "Be brief.", "messages": [{"role": "user", "content": "Hi."}]},
+        [[("system", "Be brief."), ("user", "Hi.")]],
+    ),
+    "a system prompt among the turns goes before one beside them": (
+        {
+            "system": "Be long.",
+            "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}],
+        },
+        [[("system", "Be brief."), ("user", "Hi.")]],
+    ),
     "openorca": (
         {"id": "niv.1", "system_prompt": "Think.", "question": "1+1?", "response": "2"},
         [[("system", "Think."), ("user", "1+1?"), ("assistant", "2")]],
