@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_batch_openai import Provider
+from test_generate import quiet
 
 from configs.loader import ConfigError, load
-from data_gen.config import AnswerConfig, EvolveConfig
+from data_gen.config import (
+    AnswerConfig,
+    EvolveConfig,
+    Gemini,
+    Measure,
+    OpenAIBatch,
+    OpenAICompatible,
+    Price,
+    SimulatedSeeds,
+)
+from data_gen.generate import generate
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.train.config import TrainConfig
 
@@ -32,6 +49,12 @@ FILES = sorted(CONFIGS.rglob("*.gin"))
 
 def by_name(file: Path) -> str:
     return str(file.relative_to(CONFIGS))
+
+
+def header(file: Path) -> list[str]:
+    """The comment that a file begins with."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
 
 
 def test_every_folder_has_its_stage() -> None:
@@ -84,6 +107,70 @@ def test_evol_instruct_is_the_published_one_unless_told_otherwise(names: tuple[s
     assert config.eliminate == (*rules, *checked)
 
 
+def evolving(name: str) -> tuple[EvolveConfig, str]:
+    """A file of evolve/ with its header."""
+    file = CONFIGS / "evolve" / name
+    settings = [f"{path}={LEFT_OPEN[path]}" for path in left_open(EvolveConfig, file)]
+    return load(EvolveConfig, [file], settings), " ".join(header(file)).replace(" # ", " ")
+
+
+def test_the_published_settings_make_as_many_requests_and_records_as_their_file_says() -> None:
+    config, told = evolving("wizardlm.gin")
+    seeds = 52_000
+    requests = seeds * (3 * config.rounds + (config.answer_seeds == "model"))
+    assert f"{seeds:,} seeds make up to {requests:,} requests" in told
+    assert f"at most {seeds * (config.rounds + 1):,} records" in told
+    assert "no_gain" in config.eliminate, "the third request is the judge's"
+
+
+def steps(config: EvolveConfig) -> int:
+    """Of how many requests one after another the longest chain is, each of which needs what the one before brought."""
+    return (config.answer_seeds == "model") + 3 * config.rounds + 2 * (config.measure.difficulty_lineages > 0)
+
+
+@pytest.mark.parametrize("name", ["gemini_batch.gin", "openai_batch.gin"])
+def test_a_run_by_batch_jobs_takes_as_many_as_its_file_says(name: str) -> None:
+    config, told = evolving(name)
+    assert isinstance(config.llm, Gemini | OpenAICompatible)
+    assert config.llm.batch is not None
+    assert f"That is {steps(config)} jobs one after another" in told
+    assert f"where a step takes over {config.llm.batch.max_requests:,} requests" in told
+    if config.measure.difficulty_lineages:
+        assert f"the scores and the ranks of {config.measure.difficulty_lineages} lineages" in told
+
+
+@pytest.mark.parametrize("judged", [0, 3])
+def test_a_run_by_batch_jobs_sends_one_a_step(judged: int, tmp_path: Path) -> None:
+    measure = Measure(difficulty_lineages=judged, diversity_sample=0)
+    with served_in_jobs() as provider:
+        llm = replace(provider.config, price=Price(input=0.0, output=0.0), batch=OpenAIBatch(poll_seconds=0.01))
+        config = EvolveConfig(seeds=SimulatedSeeds(count=6), llm=llm, rounds=1, measure=measure)
+        generate(config, tmp_path / "out", progress=quiet)
+        assert len(provider.account.batches) == steps(config)
+
+
+@contextlib.contextmanager
+def served_in_jobs() -> Iterator[Provider]:
+    """A server of batch jobs in a thread of its own."""
+    begun, ended = threading.Event(), threading.Event()
+    providers: list[Provider] = []
+
+    async def serve() -> None:
+        async with Provider() as provider:
+            providers.append(provider)
+            begun.set()
+            await asyncio.to_thread(ended.wait)
+
+    server = threading.Thread(target=asyncio.run, args=(serve(),))
+    server.start()
+    try:
+        assert begun.wait(10)
+        yield providers[0]
+    finally:
+        ended.set()
+        server.join()
+
+
 @pytest.mark.parametrize("file", [file for file in FILES if file.parent.name == "models"], ids=by_name)
 def test_a_model_s_file_is_included_by_a_training_file_from_anywhere(file: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.gin"
@@ -99,10 +186,9 @@ def test_a_model_s_file_is_included_by_a_training_file_from_anywhere(file: Path,
 
 @pytest.mark.parametrize("file", FILES, ids=by_name)
 def test_a_file_says_what_it_is_and_how_it_is_used(file: Path) -> None:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    header = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
-    assert header
-    assert len(header[0]) > len("# a name"), "the first line says what it is"
+    told = header(file)
+    assert told
+    assert len(told[0]) > len("# a name"), "the first line says what it is"
     if file.parent.name in ROOTS:
-        assert f"wizard {file.parent.name} configs/{by_name(file)} --out " in "\n".join(header)
-    assert all(len(line) <= 120 for line in lines)
+        assert f"wizard {file.parent.name} configs/{by_name(file)} --out " in "\n".join(told)
+    assert all(len(line) <= 120 for line in file.read_text(encoding="utf-8").splitlines())
