@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from configs.errors import UserError
-from configs.folder import COMPLETE, load_config, read_complete, read_identity
+from configs.folder import COMPLETE, load_config, naming, read_complete, read_identity
 from data_gen import shards
 from data_gen.card import FIELDS, Exported, Layout, data_card
 from data_gen.config import AnswerConfig, EvolveConfig
@@ -69,21 +69,38 @@ def export_data(
     _check_replaceable(out)
     if _holds(out, mark=mark, card=card, file=exported.file):
         return out / exported.file
+    rows = _counted((to_row(record, layout=layout) for record in _read(dataset)), manifest.records, progress)
+    write = {"jsonl": _write_jsonl, "parquet": _write_parquet}[file_format]
+    with _in_place_of(out) as partial:
+        with naming(out / exported.file):
+            write(rows, partial / exported.file, layout)
+        for name, text in {"README.md": card, MARK: mark}.items():
+            with naming(out / name):
+                (partial / name).write_text(text, encoding="utf-8")
+        for file in partial.iterdir():
+            with naming(out / file.name), file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    return out / exported.file
+
+
+@contextlib.contextmanager
+def _in_place_of(out: Path) -> Iterator[Path]:
+    """A new folder, which takes the place of `out` when all is written; where not all is, nothing is left."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    rows = _counted(
-        (to_row(record, layout=layout) for record in shards.read_dataset(dataset)), manifest.records, progress
-    )
-    write = {"jsonl": _write_jsonl, "parquet": _write_parquet}[file_format]
-    write(rows, partial / exported.file, layout)
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    (partial / MARK).write_text(mark, encoding="utf-8")
-    for file in partial.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shards.put_in_place(partial, out)
-    return out / exported.file
+
+
+def _read(dataset: Path) -> Iterator[Record]:
+    """The records; a disk that can not be read is not taken for one that can not be written."""
+    with naming(dataset):
+        yield from shards.read_dataset(dataset)
 
 
 def to_row(record: Record, *, layout: Layout) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import tracemalloc
@@ -116,7 +117,7 @@ def test_a_conversation_that_alpaca_can_not_hold_is_named_and_leaves_nothing(tmp
     write([example(1), replace(example(2), turns=turns)], tmp_path / "dataset")
     with pytest.raises(ExportError, match=r"record s2/1: there are turns before .* messages or sharegpt"):
         export_data(tmp_path / "dataset", tmp_path / "out", file_format="jsonl", layout="alpaca")
-    assert not (tmp_path / "out").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["dataset"]
     assert export_data(tmp_path / "dataset", tmp_path / "out", file_format="jsonl", layout="sharegpt").exists()
 
 
@@ -179,8 +180,36 @@ def test_a_failure_half_way_leaves_what_was_there_and_the_next_start_succeeds(
     with pytest.raises(KeyboardInterrupt):
         export_data(tmp_path / "dataset", out, file_format="parquet", layout="messages", progress=stopped)
     assert file.read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"dataset", "out"}
     assert export_data(tmp_path / "dataset", out, file_format="parquet", layout="messages").exists()
     assert not file.exists()
+
+
+TOO_SMALL = """
+import resource, signal, sys
+from wizard_jax.cli import main
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+sys.exit(main(["export-data", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_file_that_may_grow_no_further_is_named_and_leaves_nothing(tmp_path: Path, file_format: FileFormat) -> None:
+    rng = random.Random(0)
+    long = [replace(example(i), turns=(Turn("user", rng.randbytes(20_000).hex()),)) for i in range(10)]
+    write(long, tmp_path / "dataset")
+    arguments = [str(tmp_path / "dataset"), "--out", str(tmp_path / "out"), "--file-format", file_format]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", TOO_SMALL, *arguments], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"wizard: {tmp_path}/out/train.{file_format}: ")
+    assert "File too large; mend that and start the same command again" in line
+    assert [file.name for file in tmp_path.iterdir()] == ["dataset"]
 
 
 def test_a_damaged_data_set_is_refused(tmp_path: Path, records: list[Record]) -> None:
