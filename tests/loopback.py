@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 
 class Scripted:
-    """`answer` is all it says, or a function of the request's body; None closes the connection instead.
+    """`answer` is all it says, or a function of the request's body, None if it has none; None closes the connection.
 
     Nothing is answered before `gather` requests have come. Every answer ends its connection, and every connection
     brings one request. `base_url` has no path.
@@ -57,9 +57,9 @@ class Scripted:
             await writer.drain()
             await writer.start_tls(self._tls)
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = next(line for line in head.lower().split("\r\n") if line.startswith("content-length:"))
+        lengths = [line.split(":")[1] for line in head.lower().split("\r\n") if line.startswith("content-length:")]
         self.heads.append(head)
-        body = json.loads(await reader.readexactly(int(length.split(":")[1])))
+        body = json.loads(await reader.readexactly(int(lengths[0]))) if lengths else None
         self.bodies.append(body)
         try:
             await asyncio.sleep(self._delay)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.oauth2.credentials import Credentials
 from loopback import Scripted, certificate
 from loopback import http as told
 from run_files import unwatched
@@ -28,10 +29,23 @@ from wizard_children import Parent, parent_of_wizards, until
 
 from configs.errors import UserError
 from configs.loader import dump
-from data_gen.config import EvolveConfig, Gemini, Measure, OpenAICompatible, Price, SimulatedSeeds
+from data_gen.config import (
+    EvolveConfig,
+    Gemini,
+    Measure,
+    OpenAIBatch,
+    OpenAICompatible,
+    Price,
+    SimulatedSeeds,
+    VertexBatch,
+)
 from data_gen.generate import generate
+from data_gen.llm.batch_openai import OpenAIBatchService
+from data_gen.llm.batch_service import BatchService
+from data_gen.llm.batch_vertex import VertexBatchService
 from data_gen.llm.chat import ChatError, ChatModel, ChatRequest, Message, RequestKey
 from data_gen.llm.gemini import GeminiChat
+from data_gen.llm.google_token import GoogleCredentials
 from data_gen.llm.openai import OpenAIChat
 from data_gen.llm.server import SimulatedServer
 from data_gen.llm.server.http import HttpAnswer, HttpRequest, Route
@@ -280,7 +294,63 @@ async def gemini(base_url: str) -> AsyncIterator[ChatModel]:
         yield chat
 
 
-CLIENTS: dict[str, Callable[[str], Any]] = {"key": by_key, "google token": by_token, "gemini": gemini}
+JOB = "projects/p/locations/global/batchPredictionJobs/1"
+
+
+class Looking:
+    """A `ChatModel` in form: looks at a batch job and its results instead."""
+
+    def __init__(self, service: BatchService) -> None:
+        self._service = service
+
+    async def complete(self, _: ChatRequest) -> object:
+        return await self._service.state(JOB), [result async for result in self._service.results(JOB)]
+
+
+@contextlib.asynccontextmanager
+async def openai_jobs(base_url: str) -> AsyncIterator[Looking]:
+    config = OpenAICompatible(model="m", base_url=base_url, timeout_seconds=5.0, batch=OpenAIBatch())
+    async with OpenAIBatchService(config) as service:
+        yield Looking(service)
+
+
+@contextlib.asynccontextmanager
+async def vertex_jobs(base_url: str) -> AsyncIterator[Looking]:
+    batch = VertexBatch(bucket="gs://bucket", storage_base_url=base_url)
+    async with VertexBatchService(Gemini(model="m", base_url=base_url, timeout_seconds=5.0, batch=batch)) as service:
+        yield Looking(service)
+
+
+CLIENTS: dict[str, Callable[[str], Any]] = {
+    "key": by_key,
+    "google token": by_token,
+    "gemini": gemini,
+    "OpenAI's jobs": openai_jobs,
+    "Vertex AI's jobs": vertex_jobs,
+}
+
+
+def failed_job(keys: str) -> dict[str, object]:
+    """A job that failed, a list of its files, and a line of its results, of OpenAI and of Vertex AI, all in one."""
+    choices = [{"message": {"content": keys}, "finish_reason": "stop"}]
+    return {
+        "id": "job",
+        "status": "failed",
+        "errors": {"data": [{"code": keys, "message": keys}]},
+        "output_file_id": "file",
+        "custom_id": "digest",
+        "name": JOB,
+        "state": "JOB_STATE_FAILED",
+        "error": {"code": 3, "message": keys},
+        "outputConfig": {"gcsDestination": {"outputUriPrefix": "gs://bucket/results"}},
+        "items": [{"name": "results/1.jsonl", "bucket": "bucket"}],
+        "request": {"contents": []},
+        "response": {
+            "status_code": 200,
+            "body": {"choices": choices},
+            "candidates": [{"content": {"parts": [{"text": keys}]}, "finishReason": "STOP"}],
+        },
+    }
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -291,14 +361,19 @@ def test_no_client_shows_its_key_in_an_exception_its_causes_or_a_reply(
     file = certificate("llm.example", tmp_path)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(file)
-    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(file))
+    token = GoogleCredentials(Credentials(token=f"ya29.{MARK}-token"), "p")
+    monkeypatch.setattr("data_gen.llm.batch_vertex.application_default", lambda: token)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     keys = f"{KEY} {OTHERS['GEMINI_API_KEY']} ya29.{MARK}-token"
-    body = {"error": {"message": f"not with {keys}", "status": keys, "code": keys, "type": keys, "details": [keys]}}
+    body: dict[str, Any] = {"error": {"message": f"not with {keys}", "status": keys, "code": keys, "type": keys}}
+    body["error"]["details"] = [{"reason": keys} if client == "Vertex AI's jobs" else keys]
     if status == 200:
+        body = failed_job(keys)
         body["choices"] = [{"message": {"content": keys}, "finish_reason": "stop"}]
         body["candidates"] = [{"content": {"parts": [{"text": keys}]}, "finishReason": "STOP"}]
     answer = told(status, body, location=f"https://llm.example/?key={KEY}") if status else None
@@ -314,5 +389,8 @@ def test_no_client_shows_its_key_in_an_exception_its_causes_or_a_reply(
             assert MARK in proxy.heads[0], "the key was sent"
             return shown
 
-    own = {"key": KEY, "google token": f"ya29.{MARK}-token", "gemini": OTHERS["GEMINI_API_KEY"]}[client]
-    assert own not in asyncio.run(run())
+    own = {"key": KEY, "gemini": OTHERS["GEMINI_API_KEY"], "OpenAI's jobs": KEY}.get(client, f"ya29.{MARK}-token")
+    shown = asyncio.run(run())
+    assert own not in shown
+    if status not in (0, 302) and (client, status) != ("Vertex AI's jobs", 401):  # which asks for a token first
+        assert "***" in shown, "what else was said is told"

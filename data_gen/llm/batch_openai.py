@@ -17,7 +17,7 @@ from data_gen.llm.batch_join import Result
 from data_gen.llm.batch_service import JobState, Line, of_the_job
 from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, NotSent, Permanent
 from data_gen.llm.openai import chat_body, classed, http_library, key_for, read_completion
-from data_gen.llm.wire import is_loopback, readable, retry_after, unanswered
+from data_gen.llm.wire import is_loopback, readable, retry_after, unanswered, without
 
 _LABEL = "wizard_job"
 _ENDPOINT: Final = "/v1/chat/completions"
@@ -155,7 +155,7 @@ class OpenAIBatchService:
     def _result(self, line: bytes) -> Result | None:
         """What a line says; None for one that does not say whom it answers."""
         try:
-            read = json.loads(line)
+            read = json.loads(without(line, secrets=[self._key]))
         except (ValueError, RecursionError):
             return None
         match read:

@@ -22,7 +22,7 @@ from data_gen.llm.batch_service import JobState, Line, of_the_job
 from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, NotSent, Permanent
 from data_gen.llm.gemini import TOO_LONG, generate_body, read_response
 from data_gen.llm.google_token import application_default, refused
-from data_gen.llm.wire import is_here, readable, refusal
+from data_gen.llm.wire import is_here, readable, refusal, without
 
 T = TypeVar("T")
 
@@ -64,6 +64,7 @@ class VertexBatchService:
         self._config = config
         self._setting = setting
         self._project = project
+        self._credentials = credentials
         self._bucket, self._folder = bucket[1], bucket[2].strip("/")
         storage_is_here = is_here(storage_url, setting=f"{setting}.batch.storage_base_url")
         self._jobs = _job_client(config, credentials)
@@ -139,7 +140,7 @@ class VertexBatchService:
             case "JOB_STATE_CANCELLED" | "JOB_STATE_EXPIRED" | "JOB_STATE_PARTIALLY_SUCCEEDED":
                 return JobState("cut short")
             case "JOB_STATE_FAILED":
-                message = readable(f"batch job {name} failed: {job.error.message or 'no reason is given'}", secrets=())
+                message = self._readable(f"batch job {name} failed: {job.error.message or 'no reason is given'}")
                 if job.error.code in _MAY_FARE_BETTER:
                     return JobState("failed", NotSent(message))
                 return JobState("failed", Permanent(message, scope="run"))
@@ -199,7 +200,7 @@ class VertexBatchService:
     def _result(self, line: bytes) -> Result | None:
         """What a line says; None for one that does not say whom it answers."""
         try:
-            read = json.loads(line)
+            read = json.loads(without(line, secrets=self._secrets))
         except (ValueError, RecursionError):
             return None
         if not (isinstance(read, dict) and isinstance(read.get("request"), dict)):
@@ -222,14 +223,22 @@ class VertexBatchService:
         try:
             return await asyncio.to_thread(call)
         except GoogleAPICallError as error:
-            raise _failure(error.code, str(error)) from error
+            raise _failure(error.code, self._readable(str(error))) from None  # what a library says may hold the token
         except GoogleAuthError as error:
-            raise refused(error) from error
+            raise refused(error, secrets=self._secrets) from None
         except (DataCorruption, InvalidResponse) as error:
-            raise Ambiguous(readable(f"Cloud Storage: {error}", secrets=())) from error
+            raise Ambiguous(self._readable(f"Cloud Storage: {error}")) from None
         except RequestException as error:
-            message = readable(f"{type(error).__name__}: {error}", secrets=())
-            raise (NotSent if "NewConnectionError" in message else Ambiguous)(message) from error
+            message = self._readable(f"{type(error).__name__}: {error}")
+            raise (NotSent if "NewConnectionError" in message else Ambiguous)(message) from None
+
+    def _readable(self, message: str) -> str:
+        return readable(message, secrets=self._secrets)
+
+    @property
+    def _secrets(self) -> list[str]:
+        """The token of the moment."""
+        return [getattr(self._credentials, "token", None) or ""]
 
 
 def _echo(request: Any) -> str:
@@ -264,9 +273,8 @@ def _refusal(status: str) -> NotSent | Permanent:
     return failure if isinstance(failure, Permanent) else NotSent(message)
 
 
-def _failure(status: Any, told: str) -> ChatError:
+def _failure(status: Any, message: str) -> ChatError:
     """What a failed call of an API means for the job that it is about."""
-    message = readable(told, secrets=())
     return Ambiguous(message) if status is None else of_the_job(refusal(status, message), status=status)
 
 

@@ -189,7 +189,7 @@ class GeminiChat:
         except TimeoutError as error:
             raise Ambiguous(f"no answer within {self._config.timeout_seconds:g} s") from error
         except self._no_token as error:
-            raise refused(error) from error
+            raise refused(error, secrets=self._secrets) from None
         except self._failures as error:
             if not heard and isinstance(error, ValueError | RecursionError):
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +68,9 @@ class GoogleToken:
         self._credentials.refresh(Request())
 
 
-def refused(error: GoogleAuthError) -> NotSent | Permanent:
+def refused(error: GoogleAuthError, *, secrets: Sequence[str] = ()) -> NotSent | Permanent:
     """What it means for a request that no token was to be had for it."""
     from google.auth.exceptions import TransportError
 
-    message = readable(f"no Google access token: {error}", secrets=())
+    message = readable(f"no Google access token: {error}", secrets=secrets)
     return NotSent(message) if error.retryable or isinstance(error, TransportError) else Permanent(message, scope="run")

@@ -198,7 +198,7 @@ class OpenAIChat:
         except self._openai.APIConnectionError as error:
             raise self._connection_error(error) from None
         except self._no_token as error:
-            raise refused(error) from error
+            raise refused(error, secrets=[self._secret]) from None
         return read_completion(without(response.content, secrets=[self._secret]), model=request.model)
 
     def _connection_error(self, error: openai.APIConnectionError) -> ChatError:
