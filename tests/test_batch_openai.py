@@ -136,6 +136,29 @@ def test_shuffled_1_percent_missing_1_percent_twice_a_job_cut_short_and_drops_en
     run(body())
 
 
+def test_a_job_that_was_cancelled_keeps_what_it_answered_and_stops_the_run_until_it_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        monkeypatch.setitem(openai_batches._ENDS, "cut short", "cancelled")
+        requests = [asking(number) for number in range(20)]
+        async with Provider(BatchFaults(endings=("cut short",))) as provider:
+            async with opened(tmp_path, provider) as held:
+                refused = [reply for reply in await held.ask_all(requests) if not isinstance(reply, ChatReply)]
+            assert [type(reply) for reply in refused] == [Permanent] * 10
+            assert {getattr(reply, "scope", "") for reply in refused} == {"run"}
+            assert "cancelled at the provider; what it had answered is kept, and the same command" in str(refused[0])
+            assert len(provider.account.batches) == 1
+            async with opened(tmp_path, provider) as held:
+                assert await held.ask_all(requests) == await online(provider, requests)
+            sizes = [
+                len(provider.account.files[b.input_file_id].splitlines()) for b in provider.account.batches.values()
+            ]
+            assert sizes == [20, 10]
+
+    run(body())
+
+
 def test_a_line_that_is_refused_and_one_that_fails_say_so(tmp_path: Path) -> None:
     async def body() -> None:
         async with Provider() as provider, opened(tmp_path, provider) as held:

@@ -14,6 +14,7 @@ import pytest
 from batch_client import config_for, evolve_all
 from batch_provider import Counting
 from batch_runs import Open, opened_over, run
+from google.cloud.aiplatform_v1 import JobState
 
 from configs.errors import UserError
 from data_gen import world
@@ -135,6 +136,26 @@ def test_a_restart_while_polling_sends_no_new_job_and_finds_one_that_was_never_n
                 assert (held.batch.counts.found_again, held.batch.counts.jobs) == (1, 0)
                 assert held.journal.possibly_paid_twice == 0
             assert provider.sizes() == [20]
+
+    run(body())
+
+
+def test_a_job_that_was_cancelled_keeps_what_it_answered_and_stops_the_run_until_it_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        monkeypatch.setitem(vertex_batches._ENDS, "cut short", JobState.JOB_STATE_CANCELLED)
+        requests = [asking(number) for number in range(20)]
+        async with Provider(BatchFaults(endings=("cut short",))) as provider:
+            async with opened(tmp_path, provider) as held:
+                refused = [reply for reply in await held.ask_all(requests) if not isinstance(reply, ChatReply)]
+            assert [type(reply) for reply in refused] == [Permanent] * 10
+            assert {getattr(reply, "scope", "") for reply in refused} == {"run"}
+            assert "cancelled at the provider; what it had answered is kept, and the same command" in str(refused[0])
+            assert provider.sizes() == [20]
+            async with opened(tmp_path, provider) as held:
+                assert await held.ask_all(requests) == await online(provider, requests)
+            assert provider.sizes() == [20, 10]
 
     run(body())
 

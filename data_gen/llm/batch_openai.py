@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final, Self
 from configs.errors import UserError
 from data_gen.config import OpenAICompatible
 from data_gen.llm.batch_join import Result
-from data_gen.llm.batch_service import JobState, Line, of_the_job
+from data_gen.llm.batch_service import JobState, Line, cancelled, of_the_job
 from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, NotSent, Permanent
 from data_gen.llm.openai import chat_body, classed, http_library, key_for, read_completion
 from data_gen.llm.wire import is_loopback, readable, retry_after, unanswered, without
@@ -105,8 +105,10 @@ class OpenAIBatchService:
         match batch.status:
             case "completed":
                 return JobState("complete")
-            case "expired" | "cancelled":
+            case "expired":
                 return JobState("cut short")
+            case "cancelled":
+                return cancelled(name)
             case "failed":
                 return JobState("failed", self._failure(batch))
             case _:

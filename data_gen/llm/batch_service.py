@@ -24,13 +24,20 @@ class Line(NamedTuple):
 class JobState:
     """How far a job is.
 
-    "complete": every request was dealt with. "cut short": it expired or was cancelled, and requests that were not
-    begun are not in its results. "failed": `error` says why, and is `NotSent` where another job with the same requests
-    may fare better; it has results as far as it came.
+    "complete": every request was dealt with. "cut short": it expired, and requests that were not begun are not in its
+    results. "failed": `error` says why, and is `NotSent` where another job with the same requests may fare better; it
+    has results as far as it came.
     """
 
     phase: Literal["running", "complete", "cut short", "failed"]
     error: NotSent | Permanent | None = None
+
+
+def cancelled(name: str) -> JobState:
+    """Who cancels a job wants to spend no more."""
+    told = f"batch job {name} was cancelled at the provider; what it had answered is kept"
+    again = "the same command, started again, asks for the rest in another job"
+    return JobState("failed", Permanent(f"{told}, and {again}", scope="run"))
 
 
 class Gone(Permanent):

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 from configs.errors import UserError
 from data_gen.config import Gemini
 from data_gen.llm.batch_join import Result, fingerprint
-from data_gen.llm.batch_service import JobState, Line, of_the_job
+from data_gen.llm.batch_service import JobState, Line, cancelled, of_the_job
 from data_gen.llm.chat import Ambiguous, ChatError, ChatReply, ChatRequest, NotSent, Permanent
 from data_gen.llm.gemini import TOO_LONG, generate_body, read_response
 from data_gen.llm.google_token import application_default, refused
@@ -137,8 +137,10 @@ class VertexBatchService:
         match job.state.name:
             case "JOB_STATE_SUCCEEDED":
                 return JobState("complete")
-            case "JOB_STATE_CANCELLED" | "JOB_STATE_EXPIRED" | "JOB_STATE_PARTIALLY_SUCCEEDED":
+            case "JOB_STATE_EXPIRED" | "JOB_STATE_PARTIALLY_SUCCEEDED":
                 return JobState("cut short")
+            case "JOB_STATE_CANCELLED":
+                return cancelled(name)
             case "JOB_STATE_FAILED":
                 message = self._readable(f"batch job {name} failed: {job.error.message or 'no reason is given'}")
                 if job.error.code in _MAY_FARE_BETTER:
