@@ -104,7 +104,8 @@ async def _answer(
             async with run.going_on():
                 await run.through(work)
             facts = {"seeds": asked.lineages, "answered_from": config.dataset, "answered_from_sha256": asked.sha256}
-            return await finish.write_run(run, config, out, facts=facts), run.unfinished
+            made = finish.made_by(run, facts=facts)
+            return await finish.write_run(run, config, out, made=made), run.unfinished
 
 
 async def _check_dataset(config: AnswerConfig, out: Path, asked: _Asked, journal: Journal) -> None:

@@ -58,9 +58,9 @@ class Made:
 
 
 async def write_run(
-    run: Run, config: EvolveConfig | AnswerConfig, out: Path, *, facts: Mapping[str, Any]
+    run: Run, config: EvolveConfig | AnswerConfig, out: Path, *, made: Made, elsewhere: Elsewhere | None = None
 ) -> dict[str, Any]:
-    """Writes what a run's journal holds; see `write`.
+    """Writes what was made, with the judge of a run that asks one; see `write`.
 
     Raises:
       FinishError: not one record survived.
@@ -70,8 +70,14 @@ async def write_run(
     judge = None
     if isinstance(config, EvolveConfig) and run.budget_spent is None:  # what is left of it is for seeds
         judge = judge_of(config, run.answering())
+
+    async def measured_and_written() -> dict[str, Any]:
+        measures = await _measured(config, made, judge=judge, elsewhere=elsewhere)
+        await run.journal.drain()  # what the judge was being asked when the budget was spent is paid for: it counts
+        return _write(config, out, made=made, measures=measures, elsewhere=elsewhere)
+
     try:
-        return await run.one(write(config, out, made=made_by(run, facts=facts), judge=judge))
+        return await run.one(measured_and_written())
     except FinishError as nothing:
         if run.budget_spent:
             raise BudgetReached(f"{run.budget_spent}. No record was made yet; what was answered is saved") from nothing
@@ -122,15 +128,29 @@ async def write(
     out: Path,
     *,
     made: Made,
-    judge: Judge | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> dict[str, Any]:
-    """Writes everything but the completion mark into `out`, and returns the summary.
+    """Writes everything but the completion mark into `out`, with no judge, and returns the summary.
 
     Raises:
       FinishError: not one record survived.
     """
-    measures = await _measured(config, made, judge=judge, found=elsewhere.found if elsewhere else None)
+    measures = await _measured(config, made, judge=None, elsewhere=elsewhere)
+    return _write(config, out, made=made, measures=measures, elsewhere=elsewhere)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What was found of single records, by id, and what is told of all of them."""
+
+    checks: Mapping[str, Sequence[Check]]
+    told: Mapping[str, Any]
+    not_measured: str = ""
+
+
+def _write(
+    config: EvolveConfig | AnswerConfig, out: Path, *, made: Made, measures: _Measured, elsewhere: Elsewhere | None
+) -> dict[str, Any]:
     lineages = partial(checked_lineages, made.lineages, measures.checks)
     tally = Tally()
     with replacing(out / REJECTED) as lines:
@@ -167,17 +187,8 @@ async def write(
     return summary
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """What was found of single records, by id, and what is told of all of them."""
-
-    checks: Mapping[str, Sequence[Check]]
-    told: Mapping[str, Any]
-    not_measured: str = ""
-
-
 async def _measured(
-    config: EvolveConfig | AnswerConfig, made: Made, *, judge: Judge | None, found: Found | None
+    config: EvolveConfig | AnswerConfig, made: Made, *, judge: Judge | None, elsewhere: Elsewhere | None
 ) -> _Measured:
     """The measures of the whole; of a shard none, for they are about all records together."""
     if isinstance(config, EvolveConfig) and config.shard.count > 1:
@@ -188,6 +199,7 @@ async def _measured(
 
     if not any(True for _ in records()):
         return _Measured(checks={}, told={})
+    found = elsewhere.found if elsewhere else None
     unasked = replace(config.measure, difficulty_lineages=0, contamination_verdict="retrieval")
     not_measured = "what a judge says: the budget was spent before" if asks_judge(config.measure) else ""
     measures = None

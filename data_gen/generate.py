@@ -142,7 +142,8 @@ async def _generate(begun: _Begun, *, stop: StopFlag) -> tuple[dict[str, Any], s
             if run.budget_spent is None:
                 await run.through(work)
         facts = {"seeds": run.total, "seeds_sha256": found.sha256}
-        return await finish.write_run(run, config, begun.out, facts=facts), run.unfinished
+        made = finish.made_by(run, facts=facts)
+        return await finish.write_run(run, config, begun.out, made=made), run.unfinished
 
 
 async def _preview(begun: _Begun, count: int, *, stop: StopFlag) -> Preview:

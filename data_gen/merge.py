@@ -1,6 +1,7 @@
 """One data set from the folders of `wizard evolve --shard 0/N ... N-1/N`: the same as one process would have made.
 
-The shards' journals are read side by side, lineage by lineage; nothing is asked again.
+The shards' journals are read side by side, lineage by lineage; nothing is asked again. A judge, who is only now asked
+about the whole, has a journal here, and may spend what the shards have left of their budgets together.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import contextlib
 import heapq
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ from configs.folder import load_config, open_stage, read_complete, write_atomica
 from configs.interrupt import StopFlag, stop_flag
 from configs.loader import identity
 from data_gen import finish
-from data_gen.config import EvolveConfig, Shard
-from data_gen.evolve import Lineage, judge_of
+from data_gen.config import Budget, EvolveConfig, Shard
+from data_gen.evolve import Lineage
 from data_gen.generate import SEEDS
 from data_gen.llm import journal_file
 from data_gen.llm.budget import Ledger
-from data_gen.llm.chat import Spent
+from data_gen.llm.chat import NOTHING, ChatModel, ChatReply, ChatRequest, Spent
 from data_gen.llm.journal import JOURNAL, Journal
 from data_gen.llm.journal_file import SavedLineage
 from data_gen.llm.stack import JUDGED, Sending, cast, open_stack, prepare
 from data_gen.measure.measure import asks_judge
+from data_gen.run import Run
 
 _SAME_IN_ALL = "seeds_sha256"
 _SUMMED = (
@@ -48,22 +50,25 @@ def merge(
     folders: Sequence[Path],
     out: Path,
     *,
+    whole: EvolveConfig | None = None,
     stop: StopFlag | None = None,
     elsewhere: finish.Elsewhere | None = None,
 ) -> dict[str, Any]:
     """Joins finished shards into `out`, a folder as of one `wizard evolve` without shards; returns the summary.
 
-    Without a `stop` of the caller's it must be called in the main thread, which gets the signals. Killed, it is only
-    to be started again. `elsewhere` is what other processes do of it.
+    `whole` is the settings of them all, where the caller has them; else they are those of the first folder, with the
+    budgets of all folders together. Without a `stop` of the caller's it must be called in the main thread, which gets
+    the signals. Killed, it is only to be started again. `elsewhere` is what other processes do of it.
 
     Raises:
       MergeError: a shard is missing, doubled, of other settings or of other seeds.
       FolderError: a folder is not finished, or `out` is another's.
       JournalError: a shard's journal is gone or damaged.
-      Interrupted: SIGTERM or Ctrl-C came.
+      RunError: the judge can not be used.
+      Interrupted: SIGTERM or Ctrl-C came; what the judge was being asked was given time to come home.
     """
     summaries = [read_complete(folder, stage="evolve") for folder in folders]
-    config = _whole([load_config(EvolveConfig, folder) for folder in folders], folders)
+    config = _whole([load_config(EvolveConfig, folder) for folder in folders], folders, whole=whole)
     seeds = _same_seeds(summaries, folders)
     with contextlib.ExitStack() as held:
         journals = [held.enter_context(contextlib.closing(journal_file.read_only(one / JOURNAL))) for one in folders]
@@ -79,20 +84,34 @@ def merge(
                 costs=partial(_costs, journals),
                 facts=lambda: {**facts, _SAME_IN_ALL: seeds, "shards": len(folders)},
             )
-            summary = asyncio.run(_written(config, out, made, elsewhere=elsewhere))
+            if asks_judge(config.measure):
+                paid = reduce(Spent.plus, (journal_file.totals(db).spent for db in journals), NOTHING)
+                known = partial(_answered, journals)
+                writing = _judged(config, out, made, known=known, paid=paid, stop=flag, elsewhere=elsewhere)
+            else:
+                writing = finish.write(config, out, made=made, elsewhere=elsewhere)
+            summary = asyncio.run(writing)
             folder.complete(summary)
     return summary
 
 
-async def _written(
-    config: EvolveConfig, out: Path, made: finish.Made, *, elsewhere: finish.Elsewhere | None
+async def _judged(
+    config: EvolveConfig,
+    out: Path,
+    made: finish.Made,
+    *,
+    known: Callable[[ChatRequest], ChatReply | None],
+    paid: Spent,
+    stop: StopFlag,
+    elsewhere: finish.Elsewhere | None,
 ) -> dict[str, Any]:
-    """Writes what the shards made; a judge, who is only now asked about the whole, has a journal and a budget here."""
-    if not asks_judge(config.measure):
-        return await finish.write(config, out, made=made, elsewhere=elsewhere)
+    """Writes what the shards made, with a run in which only the judge is asked, and nothing that is `known`.
+
+    `paid` is what the shards spent.
+    """
     prepared = prepare({purpose: provider for purpose, provider in cast(config).items() if purpose in JUDGED})
     async with Journal.open(out / JOURNAL) as journal:
-        ledger = Ledger(config.budget, spent=journal.spent)
+        ledger = Ledger(config.budget, spent=paid.plus(journal.spent))
         async with open_stack(prepared, journal=journal, ledger=ledger, sending=Sending.of(config)) as stack:
 
             def facts() -> dict[str, Any]:
@@ -101,16 +120,40 @@ async def _written(
                 return told | {name: told[name] + count for name, count in judged.items()}
 
             def spent() -> dict[tuple[int, str], Spent]:
-                return {**made.spent(), **journal.read(journal_file.spent_by_purpose)}
+                return _added(made.spent(), journal.read(journal_file.spent_by_purpose))
 
+            seeds = made.facts()["seeds"]
+            unknown = replace(stack, model=_Unknown(stack.model, known))
+            run = Run(journal=journal, stack=unknown, progress=_unseen, stop=stop, total=seeds, done=seeds)
             both = replace(made, facts=facts, spent=spent)
-            judge = judge_of(config, stack.model)
-            return await finish.write(config, out, made=both, judge=judge, elsewhere=elsewhere)
+            return await finish.write_run(run, config, out, made=both, elsewhere=elsewhere)
 
 
-def _whole(configs: Sequence[EvolveConfig], folders: Sequence[Path]) -> EvolveConfig:
+@dataclass(frozen=True)
+class _Unknown:
+    """A `ChatModel` that is asked only what no shard was: with stop = 'lineage' they ask for scores too."""
+
+    inner: ChatModel
+    known: Callable[[ChatRequest], ChatReply | None]
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        return self.known(request) or await self.inner.complete(request)
+
+
+def _answered(journals: Sequence[sqlite3.Connection], request: ChatRequest) -> ChatReply | None:
+    digest = request.digest
+    found = (journal_file.outcome(db, digest=digest) for db in journals)
+    return next((outcome.reply() for outcome in found if outcome), None)
+
+
+def _unseen(done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
+    """Every seed is through; what is left to do has no number."""
+
+
+def _whole(configs: Sequence[EvolveConfig], folders: Sequence[Path], *, whole: EvolveConfig | None) -> EvolveConfig:
     """The settings of the run that the shards are parts of."""
-    whole = replace(configs[0], shard=Shard())
+    if whole is None:
+        whole = replace(configs[0], shard=Shard(), budget=_together([config.budget for config in configs]))
     count = configs[0].shard.count
     by_index: dict[int, Path] = {}
     for folder, config in zip(folders, configs, strict=True):
@@ -127,6 +170,12 @@ def _whole(configs: Sequence[EvolveConfig], folders: Sequence[Path]) -> EvolveCo
     if missing := [f"{index}/{count}" for index in range(count) if index not in by_index]:
         raise MergeError(f"shard {', '.join(missing)} is missing: name the folders of all {count}")
     return whole
+
+
+def _together(budgets: Sequence[Budget]) -> Budget:
+    """What several may spend together: no limit where one of them has none."""
+    limits = {name: [vars(one)[name] for one in budgets] for name in vars(budgets[0])}
+    return Budget(**{name: None if None in each else sum(each) for name, each in limits.items()})
 
 
 def _same_seeds(summaries: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> str:
@@ -159,8 +208,13 @@ def _costs(journals: Sequence[sqlite3.Connection], lineage: str) -> Mapping[int,
 
 
 def _sum(journals: Sequence[sqlite3.Connection]) -> dict[tuple[int, str], Spent]:
+    return _added(*map(journal_file.spent_by_purpose, journals))
+
+
+def _added(*several: Mapping[tuple[int, str], Spent]) -> dict[tuple[int, str], Spent]:
+    """By round and purpose, what stands under the same of each."""
     total: defaultdict[tuple[int, str], Spent] = defaultdict(Spent)
-    for db in journals:
-        for key, spent in journal_file.spent_by_purpose(db).items():
+    for one in several:
+        for key, spent in one.items():
             total[key] = total[key].plus(spent)
     return dict(total)

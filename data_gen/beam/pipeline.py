@@ -10,7 +10,8 @@ ends, the same command goes on, and asks nothing that is answered in a journal.
 `work` and `out` must be folders on a disk that this process and every worker mount under the same path (NFS,
 Filestore): a journal is an SQLite file, and lies in no bucket. Workers need this package, a runner other than the
 direct one absolute paths in the config. Concurrency and rates hold for each shard; a budget holds
-for all together, and what is left of it is divided evenly among unfinished shards at each start.
+for all together: what is left of it is divided evenly among unfinished shards at each start, and what those leave of it
+is for the judge of what all have made.
 
 The records, their flags and what was dropped are those of one process, whatever the number of shards; in the order of
 the seeds the shards' files are byte for byte the same too.
@@ -111,9 +112,7 @@ def evolve_on_beam(
         with _watched(plan, flag, progress=progress):
             _evolve(plan, flag)
             elsewhere = finish.Elsewhere(found=_find(plan), write=partial(_write, plan))
-            summary = merge(plan.folders, out.resolve(), stop=flag, elsewhere=elsewhere)
-    with open_stage(out, config, stage="evolve"):  # its config.gin says what all may spend, not what a shard may
-        return summary
+            return merge(plan.folders, out.resolve(), whole=config, stop=flag, elsewhere=elsewhere)
 
 
 def _check(plan: _Plan, work: Path, out: Path) -> None:
