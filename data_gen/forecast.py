@@ -6,16 +6,18 @@ import itertools
 import math
 import statistics
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from data_gen.config import EvolveConfig, Mixture, Provider
-from data_gen.evolve import model_name
+from data_gen.evolve import Lineage, model_name
+from data_gen.llm.chat import Spent
 from data_gen.llm.pricing import Prices, dollars
 from data_gen.measure.difficulty import rank_prompt, score_prompt
 from data_gen.operations import OPERATIONS, equal_prompt
 from data_gen.records import Record
+from data_gen.settings import needs_pilot
 
 _Z90 = 1.6449  # standard normal: 90 % lie within this many deviations
 LEAST_LINEAGES = 5
@@ -136,6 +138,8 @@ class Expected:
     input_tokens: int
     output_tokens: tuple[int, ...]
     usd: tuple[float, ...]
+    ranking_usd: float = 0.0
+    """What a pilot's ranking takes of it."""
 
     def told(self) -> list[str]:
         """One line on requests and tokens, and one on money where there is any to pay."""
@@ -183,14 +187,55 @@ def expected(
         context=statistics.fmean(sum(_tokens(turn.content) for turn in seed.context) for seed in seeds),
         unanswered=statistics.fmean(not (config.answer_seeds == "keep" and seed.answer) for seed in seeds),
     )
-    requests = list(_requests(config, mean, total=total))
+    lengths = {round_: mean.instruction + ADDED_TOKENS * round_ for round_ in range(config.rounds + 1)}
+    ranking = _ranking(lengths.values(), config=config, number=_piloted(config))
+    requests = [*_of_lineages(config, mean, lengths=list(lengths.values()), total=total), ranking]
+    measuring = _measuring(lengths, config=config, total=total)
+    requests += [asked._replace(number=total * asked.number) for asked in measuring]
+    said = _summed(requests, prices=prices)
+    return replace(said, ranking_usd=_usd(ranking, prices=prices))
 
-    def usd(asked: _Asked, answer: int) -> float:
-        output_tokens = round(asked.output_tokens + asked.answers * answer)
-        return asked.number * prices[asked.provider].usd(
-            model=asked.model, input_tokens=round(asked.input_tokens), output_tokens=output_tokens
+
+def measuring_usd(
+    lineage: Lineage,
+    verdicts: Mapping[int, Spent],
+    *,
+    config: EvolveConfig,
+    total: int,
+    prices: Mapping[Provider, Prices],
+) -> float:
+    """What the judge of the finished records takes for this lineage, times how likely it is that he is asked of it.
+
+    That of all `total` together is what he takes, but for what he says of suspected test items. `verdicts` is what his
+    verdicts on its rewrites took, by round: they tell how he counts tokens, and how many he thinks.
+    """
+    by_id = {record.id: record.instruction for record in lineage.records}
+    judged = [record for record in lineage.records if record.round in verdicts and record.parent in by_id]
+    scale, thought = 1.0, 0.0
+    if judged:
+        heard = [verdicts[record.round] for record in judged]
+        prompts = (_tokens(equal_prompt(by_id[record.parent], record.instruction)) for record in judged)
+        scale = sum(one.input_tokens for one in heard) / math.fsum(prompts)
+        thought = max(0.0, sum(one.output_tokens for one in heard) / len(judged) - _VERDICT_TOKENS)
+    lengths = {record.round: _tokens(record.instruction) for record in lineage.records}
+    return math.fsum(
+        _usd(
+            asked._replace(input_tokens=scale * asked.input_tokens, output_tokens=asked.output_tokens + thought),
+            prices=prices,
         )
+        for asked in _measuring(lengths, config=config, total=total)
+    )
 
+
+def _usd(asked: _Asked, *, prices: Mapping[Provider, Prices], answer: int = 0) -> float:
+    """USD of such requests, with answers of so many tokens."""
+    output_tokens = round(asked.output_tokens + asked.answers * answer)
+    return asked.number * prices[asked.provider].usd(
+        model=asked.model, input_tokens=round(asked.input_tokens), output_tokens=output_tokens
+    )
+
+
+def _summed(requests: Sequence[_Asked], *, prices: Mapping[Provider, Prices]) -> Expected:
     return Expected(
         requests=round(sum(asked.number for asked in requests)),
         input_tokens=round(sum(asked.number * asked.input_tokens for asked in requests)),
@@ -198,7 +243,7 @@ def expected(
             round(sum(asked.number * (asked.output_tokens + asked.answers * answer) for asked in requests))
             for answer in ANSWER_TOKENS
         ),
-        usd=tuple(sum(usd(asked, answer) for asked in requests) for answer in ANSWER_TOKENS),
+        usd=tuple(sum(_usd(asked, prices=prices, answer=answer) for asked in requests) for answer in ANSWER_TOKENS),
     )
 
 
@@ -210,12 +255,11 @@ class _Mean(NamedTuple):
     unanswered: float
 
 
-def _requests(config: EvolveConfig, mean: _Mean, *, total: int) -> Iterator[_Asked]:
-    """All requests of a run, by kind."""
+def _of_lineages(config: EvolveConfig, mean: _Mean, *, lengths: Sequence[float], total: int) -> Iterator[_Asked]:
+    """The requests of lineages as they evolve, by kind; `lengths` are those of their instructions, by round."""
     answerer, judge = config.answerer or config.llm, config.judge or config.llm
     mixture = config.mixture or Mixture(models=(model_name(config.llm),), weights=(1.0,))
     rewriting = statistics.fmean(_tokens(OPERATIONS[name].prompt("")) for name in config.operations)
-    lengths = [mean.instruction + ADDED_TOKENS * round_ for round_ in range(config.rounds + 1)]
     for round_, length in enumerate(lengths):
         answered = total if round_ else total * mean.unanswered
         yield _Asked(answered, answerer, model_name(answerer), mean.context + length, 0, answers=1)
@@ -226,16 +270,45 @@ def _requests(config: EvolveConfig, mean: _Mean, *, total: int) -> Iterator[_Ask
         judged = statistics.fmean(OPERATIONS[name].judged_by in config.eliminate for name in config.operations)
         asked = _tokens(equal_prompt("", "")) + before + after
         yield _Asked(total * judged, judge, model_name(judge), asked, _VERDICT_TOKENS)
-    ranked = config.pilot.lineages if config.choice == "bandit" or config.stop == "run" else 0
-    scored = total if config.stop == "lineage" and config.rounds > 1 else 0
-    measured = min(config.measure.difficulty_lineages, total)
-    scoring = _tokens(score_prompt(""))
+    scored = total if _scores_as_it_goes(config) else 0
     for length in lengths[:-1]:
-        yield _Asked(scored, judge, model_name(judge), scoring + length, _VERDICT_TOKENS)
-    for length in lengths:
-        yield _Asked(measured, judge, model_name(judge), scoring + length, _VERDICT_TOKENS)
-    ranking = _tokens(rank_prompt(["", ""])) + sum(lengths)
-    yield _Asked(ranked + measured, judge, model_name(judge), ranking, _VERDICT_TOKENS * len(lengths))
+        yield _score(length, config=config, number=scored)
+
+
+def _measuring(lengths: Mapping[int, float], *, config: EvolveConfig, total: int) -> Iterator[_Asked]:
+    """What the judge of the finished records is asked of a lineage, and how likely; `lengths` are tokens by round.
+
+    He is asked of a sample, and not again what he said in a pilot or when a lineage was to end. A shard has none.
+    """
+    if config.shard.count > 1 or not total:
+        return
+    share = min(config.measure.difficulty_lineages, total) / total
+    for round_, length in lengths.items():
+        if round_ == config.rounds or not _scores_as_it_goes(config):
+            yield _score(length, config=config, number=share)
+    if len(lengths) > 1:
+        yield _ranking(lengths.values(), config=config, number=share * max(0.0, 1 - _piloted(config) / total))
+
+
+def _scores_as_it_goes(config: EvolveConfig) -> bool:
+    """Whether every version but the last is scored to see if its lineage ends."""
+    return config.stop == "lineage" and config.rounds > 1
+
+
+def _piloted(config: EvolveConfig) -> int:
+    """Lineages that are ranked before the others begin."""
+    return config.pilot.lineages if needs_pilot(config) else 0
+
+
+def _score(length: float, *, config: EvolveConfig, number: float) -> _Asked:
+    judge = config.judge or config.llm
+    return _Asked(number, judge, model_name(judge), _tokens(score_prompt("")) + length, _VERDICT_TOKENS)
+
+
+def _ranking(lengths: Collection[float], *, config: EvolveConfig, number: float) -> _Asked:
+    judge = config.judge or config.llm
+    asked = _tokens(rank_prompt(["", ""])) + sum(lengths)
+    return _Asked(number, judge, model_name(judge), asked, _VERDICT_TOKENS * len(lengths))
 
 
 def _tokens(text: str) -> float:

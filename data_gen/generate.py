@@ -23,12 +23,13 @@ from configs.interrupt import StopFlag, stop_flag
 from data_gen import finish, pilot, sources
 from data_gen.config import EvolveConfig
 from data_gen.evolve import Lineage, rounds_of
-from data_gen.forecast import SAMPLED_SEEDS, Interval, expected
+from data_gen.forecast import SAMPLED_SEEDS, Expected, Interval, expected, measuring_usd
 from data_gen.llm.budget import Ledger
 from data_gen.llm.chat import Spent
 from data_gen.llm.journal import JOURNAL, Journal
 from data_gen.llm.journal_file import spent_by_round
 from data_gen.llm.stack import Prepared, Sending, Stack, cast, open_stack, prepare
+from data_gen.measure.measure import asks_judge
 from data_gen.records import Record
 from data_gen.run import BudgetReached, Progress, Run, RunError, Work, places
 from data_gen.settings import check, check_count, needs_pilot
@@ -110,7 +111,9 @@ class _Begun:
     out: Path
     found: SeedsFound
     prepared: Prepared
+    likely: Expected
     progress: Progress
+    say: Callable[[str], None]
 
 
 def _begun(config: EvolveConfig, out: Path, *, progress: Progress, say: Callable[[str], None]) -> _Begun:
@@ -121,9 +124,10 @@ def _begun(config: EvolveConfig, out: Path, *, progress: Progress, say: Callable
     prepared = prepare(cast(config), models=config.mixture.models if config.mixture else ())
     sample = list(islice(sources.iter_seeds(config.seeds, shard=config.shard), SAMPLED_SEEDS))
     total = _total(config, found)
-    for line in expected(config, seeds=sample, total=total, prices=prepared.prices).told():
+    likely = expected(config, seeds=sample, total=total, prices=prepared.prices)
+    for line in likely.told():
         say(line)
-    return _Begun(config=config, out=out, found=found, prepared=prepared, progress=progress)
+    return _Begun(config=config, out=out, found=found, prepared=prepared, likely=likely, progress=progress, say=say)
 
 
 def _total(config: EvolveConfig, found: SeedsFound) -> int:
@@ -138,10 +142,12 @@ async def _generate(begun: _Begun, *, stop: StopFlag) -> tuple[dict[str, Any], s
         work = _work(config, total=run.total, stack=run.stack)
         async with run.going_on():
             if needs_pilot(config):
-                work = await pilot.settled(run, work, config=config)
+                work = await pilot.settled(run, work, config=config, say=begun.say)
             if run.budget_spent is None:
                 await run.through(work)
-        facts = {"seeds": run.total, "seeds_sha256": found.sha256}
+        facts: dict[str, Any] = {"seeds": run.total, "seeds_sha256": found.sha256}
+        if (known := pilot.known_settled(run)) is not None:
+            facts["settled"] = known.summary(config)
         made = finish.made_by(run, facts=facts)
         return await finish.write_run(run, config, begun.out, made=made), run.unfinished
 
@@ -174,7 +180,17 @@ async def _opened(begun: _Begun, *, stop: StopFlag) -> AsyncIterator[Run]:
         write_atomically(out / SEEDS, f"{found.sha256}\n")
         ledger = Ledger(config.budget, spent=journal.spent)
         async with open_stack(begun.prepared, journal=journal, ledger=ledger, sending=Sending.of(config)) as stack:
-            yield Run(journal=journal, stack=stack, progress=begun.progress, stop=stop, total=total)
+            yield Run(
+                journal=journal,
+                stack=stack,
+                progress=begun.progress,
+                stop=stop,
+                total=total,
+                beside_usd=begun.likely.ranking_usd,
+                measuring_usd=partial(measuring_usd, config=config, total=total, prices=begun.prepared.prices)
+                if asks_judge(config.measure)
+                else None,
+            )
 
 
 def _work(config: EvolveConfig, *, total: int, stack: Stack) -> Work:

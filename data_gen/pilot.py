@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from dataclasses import replace
+import json
+import math
+import statistics
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
+from typing import Any, Self
 
 from configs.errors import UserError
-from data_gen.choice import PilotStep, Plan, learn, stop_round
+from data_gen.choice import PilotStep, Plan, RoundGain, gains, learn, stop_round
 from data_gen.config import EvolveConfig
 from data_gen.evolve import Lineage, judge_of, rounds_of
 from data_gen.llm import journal_file
@@ -26,26 +30,83 @@ class PilotError(UserError):
     """What a pilot has not settled yet can not be shown."""
 
 
-async def settled(run: Run, work: Work, *, config: EvolveConfig) -> Work:
-    """The whole run's work by what its pilot settled; `work` is the same by uniform choice.
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """What a pilot settled, on what grounds, and what it took to rank its lineages."""
+
+    plan: Plan
+    gains: tuple[RoundGain, ...] = ()
+    usd: float = 0.0
+
+    def to_json(self) -> str:
+        return json.dumps({**json.loads(self.plan.to_json()), "gains": self.gains, "usd": self.usd}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        data = json.loads(text)
+        found = tuple(RoundGain(*gain) for gain in data.get("gains", ()))
+        return cls(plan=Plan.from_json(text), gains=found, usd=data.get("usd", 0.0))
+
+    def summary(self, config: EvolveConfig) -> dict[str, Any]:
+        """What is told of it: gains in points of 10 by round, the round of the stop, and probabilities by round."""
+        told: dict[str, Any] = {"lineages": config.pilot.lineages, "gains": [_finite(gain) for gain in self.gains]}
+        if config.stop == "run":
+            told |= {"stop_after": self.plan.rounds, "margin": config.pilot.margin}
+        if config.choice == "bandit":
+            rows = {"": self.plan.pooled, **self.plan.by_source} if self.plan.pooled else {}
+            told["probabilities"] = [
+                {"source": source, "round": round_, **dict(zip(self.plan.operations, weights, strict=True))}
+                for source, weights_by_round in rows.items()
+                for round_, weights in enumerate(weights_by_round, start=1)
+            ]
+        return told
+
+    def told(self, config: EvolveConfig) -> str:
+        """The same in a line."""
+        parts = []
+        if config.stop == "run":
+            parts.append(f"lineages end after round {self.plan.rounds} of {config.rounds}")
+        if config.choice == "bandit":
+            mean = [statistics.fmean(column) for column in zip(*self.plan.pooled, strict=True)]
+            drawn = sorted(zip(mean, self.plan.operations, strict=False), reverse=True)
+            shares = ", ".join(f"{name} {weight:.0%}" for weight, name in drawn)
+            parts.append(f"operations are drawn as {shares}" if drawn else "operations are drawn evenly")
+        brought = ", ".join(
+            f"{gain.mean:+.2f} ± {gain.standard_error:.2f} in round {gain.round}" for gain in self.gains
+        )
+        return (
+            f"the pilot of {config.pilot.lineages:,} lineages settled it: after them {'; '.join(parts)}. Its rewrites "
+            f"gained, in points of 10 with standard errors, {brought or 'nothing that could be measured'}"
+        )
+
+
+def _finite(gain: RoundGain) -> dict[str, float | None]:
+    """As strict JSON has it: of one rewrite there is no standard error."""
+    return {name: value if math.isfinite(value) else None for name, value in gain._asdict().items()}
+
+
+async def settled(run: Run, work: Work, *, config: EvolveConfig, say: Callable[[str], None]) -> Work:
+    """The whole run's work by what its pilot settled, which `say` is told; `work` is the same by uniform choice.
 
     The pilot's own lineages, the first so many, evolve by uniform choice through all rounds. What they say is
     committed, so it is settled once and for all. Where the budget ends before that, nothing is settled.
     """
-    plan = known_plan(run)
-    if plan is None:
+    known = known_settled(run)
+    if known is None:
         pilot = work.first(config.pilot.lineages)
         await run.through(pilot)
         steps = [] if run.budget_spent else await _steps(run, pilot, config=config)
         if run.budget_spent:
             return work
-        plan = _learnt(steps, config=config)
-        await run.journal.commit(partial(journal_file.save_decision, name=PLAN, payload=plan.to_json()))
-    paid = run.journal.read(journal_file.spent_by_purpose)
-    run.beside_usd = sum(spent.usd for (_, purpose), spent in paid.items() if purpose == "rank")
-    if plan.rounds < config.rounds:
+        paid = run.journal.read(journal_file.spent_by_purpose)
+        ranked = sum(spent.usd for (_, purpose), spent in paid.items() if purpose == "rank")
+        known = Settled(plan=_learnt(steps, config=config), gains=gains(steps), usd=ranked)
+        await run.journal.commit(partial(journal_file.save_decision, name=PLAN, payload=known.to_json()))
+        say(known.told(config))
+    run.beside_usd = known.usd
+    if known.plan.rounds < config.rounds:
         run.forecast_anew()
-    return by_plan(work, plan, config=config)
+    return by_plan(work, known.plan, config=config)
 
 
 def as_settled(run: Run, work: Work, *, config: EvolveConfig) -> Work:
@@ -54,9 +115,10 @@ def as_settled(run: Run, work: Work, *, config: EvolveConfig) -> Work:
     Raises:
       PilotError: it goes beyond the pilot, and nothing is settled.
     """
-    plan = known_plan(run)
-    if plan is not None:
-        return by_plan(work, plan, config=config)
+    known = known_settled(run)
+    if known is not None:
+        run.beside_usd = known.usd
+        return by_plan(work, known.plan, config=config)
     if work.total > config.pilot.lineages:
         raise PilotError(
             f"the first {config.pilot.lineages} seeds are the pilot (pilot.lineages), and what comes after them "
@@ -65,10 +127,10 @@ def as_settled(run: Run, work: Work, *, config: EvolveConfig) -> Work:
     return work
 
 
-def known_plan(run: Run) -> Plan | None:
+def known_settled(run: Run) -> Settled | None:
     """What was settled; None while nothing is."""
     known = run.journal.read(partial(journal_file.decision, name=PLAN))
-    return None if known is None else Plan.from_json(known)
+    return None if known is None else Settled.from_json(known)
 
 
 def by_plan(work: Work, plan: Plan, *, config: EvolveConfig) -> Work:

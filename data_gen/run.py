@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
@@ -21,7 +23,7 @@ from configs.interrupt import Interrupted, StopFlag
 from data_gen import sources
 from data_gen.evolve import Lineage
 from data_gen.forecast import Forecast, Interval
-from data_gen.llm.chat import Ambiguous, BudgetSpent, ChatModel, ChatReply, ChatRequest, NotSent, Permanent
+from data_gen.llm.chat import Ambiguous, BudgetSpent, ChatModel, ChatReply, ChatRequest, NotSent, Permanent, Spent
 from data_gen.llm.journal import Journal
 from data_gen.llm.pricing import dollars
 from data_gen.llm.stack import Stack
@@ -60,6 +62,9 @@ class Progress(Protocol):
         ...
 
 
+MeasuringUsd = Callable[[Lineage, Mapping[int, Spent]], float]
+"""What measuring a finished lineage is expected to cost, from it and what the verdicts on its rewrites took."""
+
 Outcomes = Callable[[Record, ChatModel], AsyncGenerator[Record | Rejected, None]]
 
 
@@ -93,7 +98,8 @@ class _Lost(NamedTuple):
 class Run:
     """One process's part in a run.
 
-    `budget_spent` says why it stopped before the last piece, if it did; `beside_usd` is what was paid for no piece.
+    `budget_spent` says why it stopped before the last piece, if it did. Of what is paid for no piece, `beside_usd` is
+    what a pilot's ranking costs, as far as it is known, and `measuring_usd` what is expected for this piece later on.
     """
 
     journal: Journal
@@ -104,6 +110,7 @@ class Run:
     done: int = 0
     budget_spent: BudgetSpent | None = None
     beside_usd: float = 0.0
+    measuring_usd: MeasuringUsd | None = None
     _forecast: Forecast = field(default_factory=Forecast)
     _counts: Counter[str] = field(default_factory=Counter)
     _rules: Counter[str] = field(default_factory=Counter)
@@ -173,7 +180,8 @@ class Run:
                 continue
             self._finished.add(saved.index)
             self._count(lineage)
-            self._forecast.add(saved.usd)
+            verdicts = self.journal.read(partial(_verdicts, saved=lineage)) if self.measuring_usd else {}
+            self._forecast.add(saved.usd + self._later_usd(lineage, verdicts))
 
     async def _pass(
         self, pieces: Iterator[tuple[int, Record]], *, work: Work, unanswered: Literal["put off", "drop"]
@@ -215,12 +223,15 @@ class Run:
         if finished:
             self._finished.add(index)
             self._count(lineage)
-            self._forecast.end(index, usd=model.usd)
+            self._forecast.end(index, usd=model.usd + self._later_usd(lineage, model.verdicts))
 
     def _count(self, lineage: Lineage) -> None:
         self.done += 1
         self._counts.update(records=len(lineage.records), dropped=len(lineage.rejected))
         self._rules.update(rejected.rule for rejected in lineage.rejected)
+
+    def _later_usd(self, lineage: Lineage, verdicts: Mapping[int, Spent]) -> float:
+        return self.measuring_usd(lineage, verdicts) if self.measuring_usd else 0.0
 
     async def all(self, work: Iterable[Coroutine[Any, Any, None]]) -> None:
         """Waits for all, or for the first failure or a signal; then the journal drains what is in flight.
@@ -318,6 +329,8 @@ class Answering:
     run: Run
     unanswered: Literal["put off", "drop"]
     usd: float = 0.0
+    verdicts: dict[int, Spent] = field(default_factory=dict)
+    """What the judge's verdicts on rewrites took, by round."""
 
     async def complete(self, request: ChatRequest) -> ChatReply:
         try:
@@ -332,4 +345,17 @@ class Answering:
                 raise _PutOff from error
             raise
         self.usd += reply.usd
+        if request.key.purpose == "judge":
+            self.verdicts[request.key.round] = Spent(1, reply.input_tokens, reply.output_tokens, reply.usd)
         return reply
+
+
+def _verdicts(db: sqlite3.Connection, *, saved: Lineage) -> dict[int, Spent]:
+    """The `Answering.verdicts` of an earlier process."""
+    name = saved.records[0].lineage if saved.records else ""
+    rows = db.execute(
+        "SELECT round, input_tokens, output_tokens, usd FROM outcomes "
+        "WHERE lineage = ? AND purpose = 'judge' AND outcome = 'reply'",
+        (name,),
+    )
+    return {round_: Spent(1, *spent) for round_, *spent in rows}

@@ -12,7 +12,17 @@ import pytest
 from scipy import stats
 from test_evolve import Scripted
 
-from data_gen.config import EvolveConfig, Measure, Mixture, OpenAIBatch, OpenAICompatible, Pilot, Price, SimulatedSeeds
+from data_gen.config import (
+    EvolveConfig,
+    Measure,
+    Mixture,
+    OpenAIBatch,
+    OpenAICompatible,
+    Pilot,
+    Price,
+    Shard,
+    SimulatedSeeds,
+)
 from data_gen.evolve import evolve_lineage
 from data_gen.forecast import ANSWER_TOKENS, LEAST_LINEAGES, Expected, Forecast, _t90, expected
 from data_gen.llm.chat import ChatReply, ChatRequest
@@ -242,6 +252,18 @@ def test_a_pilot_and_measures_are_expected_too() -> None:
     measured = expect(config(measure=Measure(difficulty_lineages=30)), total=100)
     assert measured.requests == plain.requests + 30 * (5 + 1)
     assert expect(config(measure=Measure(difficulty_lineages=300)), total=100).requests == plain.requests + 100 * 6
+
+
+def test_the_judge_of_finished_records_is_not_expected_to_be_asked_again_what_he_said_before() -> None:
+    measure = Measure(difficulty_lineages=30)
+    scored = config(stop="lineage", pilot=Pilot(margin=0.5))
+    assert expect(replace(scored, measure=measure), total=100).requests == expect(scored, total=100).requests + 30 * 2
+    bandit = config(choice="bandit", pilot=Pilot(lineages=20))
+    again = expect(replace(bandit, measure=measure), total=100).requests
+    assert again == expect(bandit, total=100).requests + 30 * 5 + 30 * 0.8, "of 30, 6 are of the pilot"
+    part = config(shard=Shard(index=0, count=4))
+    assert expect(replace(part, measure=measure), total=100) == expect(part, total=100), "a shard has no such judge"
+    assert expect(bandit, total=100).ranking_usd > 0 == expect(config(), total=100).ranking_usd
 
 
 def test_what_is_told_states_what_it_assumes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from configs.folder import FolderError
 from data_gen.config import Budget, EvolveConfig, Faults, Measure, Pilot, Price, Shard, Simulated, SimulatedSeeds
 from data_gen.generate import generate, preview
 from data_gen.llm.server import SimulatedServer
+from data_gen.run import BudgetReached
 from wizard_jax.cli import main
 
 FAULTS = Faults(unchanged=0.1, refusal=0.05, copied_prompt=0.05, empty=0.05)
@@ -68,6 +70,33 @@ def test_a_preview_asks_for_its_seeds_alone_and_the_run_in_its_folder_for_the_ot
     assert shown.forecast is not None
     assert 0.6 * summary["usd"] < shown.forecast.middle < 1.6 * summary["usd"]
     assert shown.forecast.low < summary["usd"] < shown.forecast.high, "of this seed number; nine in ten are so"
+
+
+@pytest.mark.parametrize("count", [5, 20])
+def test_what_the_judge_of_the_finished_records_will_take_is_in_what_all_would_cost(count: int, tmp_path: Path) -> None:
+    """He is asked of half of the lineages, which is more than a tenth of all money; nothing is said of a shard."""
+    measure = Measure(diversity_sample=0, difficulty_lineages=20)
+    seen: list[str] = []
+
+    def watch(_done: int, _total: int, facts: Mapping[str, Any]) -> None:
+        seen.append(str(facts.get("in all about", "")))
+
+    with serving(FAULTS) as server:
+        judged = config(server, measure=measure)
+        shown = preview(judged, tmp_path / "out", count, progress=quiet)
+        assert preview(judged, tmp_path / "out", count, progress=quiet) == shown
+        summary = generate(judged, tmp_path / "out", progress=watch)
+        plain = preview(config(server), tmp_path / "plain", count, progress=quiet)
+        shard = Shard(index=0, count=2)
+        part = preview(config(server, measure=measure, shard=shard), tmp_path / "part", count, progress=quiet)
+        alone = preview(config(server, shard=shard), tmp_path / "alone", count, progress=quiet)
+    assert shown.forecast is not None
+    assert plain.forecast is not None
+    assert shown.forecast.low < summary["usd"] < shown.forecast.high, "of this seed number; nine in ten are so"
+    assert shown.forecast.middle > 1.1 * plain.forecast.middle
+    assert str(part.forecast) == str(alone.forecast)
+    last = float(seen[-1].partition(" ")[0].removeprefix("$"))
+    assert last == pytest.approx(summary["usd"], rel=0.03), "before the judge was asked"
 
 
 def test_a_preview_of_more_than_all_is_the_run_but_for_its_data_set(whole: Path, tmp_path: Path) -> None:
@@ -123,6 +152,28 @@ def test_a_preview_within_the_pilot_is_part_of_it(tmp_path: Path) -> None:
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     shown = preview(BANDIT, tmp_path / "out", 30, progress=quiet)
     assert len(shown.lineages) == 30, "what is settled may be looked at"
+
+
+def test_what_ranking_the_pilot_will_take_is_in_what_all_would_cost(tmp_path: Path) -> None:
+    with serving(Faults()) as server:
+        dear = replace(config(server).llm, price=Price(input=100_000.0, output=100_000.0))
+        # A judge at a hundred times the price, who only ranks.
+        bandit = config(server, judge=dear, eliminate=("refusal",), choice="bandit", pilot=Pilot(lineages=12))
+        shown = preview(bandit, tmp_path / "out", 12, progress=quiet)
+        with pytest.raises(BudgetReached):
+            generate(replace(bandit, budget=Budget(calls=12 * 5 + 20)), tmp_path / "out", progress=quiet)
+        later = preview(bandit, tmp_path / "out", 12, progress=quiet)
+        summary = generate(bandit, tmp_path / "out", progress=quiet)
+    assert shown.forecast is not None
+    assert later.forecast is not None
+    ranking = sum(cost.usd for by_round in later.costs for cost in by_round.values()) - sum(
+        cost.usd for by_round in shown.costs for cost in by_round.values()
+    )
+    assert ranking > 0.5 * summary["usd"]
+    assert ranking < shown.forecast.middle < 2 * summary["usd"], (
+        "4 bytes are taken for a token, where words are counted"
+    )
+    assert later.forecast.middle == pytest.approx(summary["usd"], rel=0.05), "it is paid, and known"
 
 
 def test_a_preview_beyond_a_pilot_that_settled_nothing_yet_is_refused(tmp_path: Path) -> None:
