@@ -67,6 +67,7 @@ def data_card(
     sections = {
         "What is in it": _contents(summary),
         "How it was made": _made(summary, config),
+        "What the pilot settled": _settled(summary),
         "What was dropped": _dropped(summary),
         "What it cost": _cost(summary),
         "Checks and measures": _measured(measures),
@@ -166,6 +167,38 @@ def _made(summary: Mapping[str, Any], config: EvolveConfig | AnswerConfig | None
     told["SHA-256 of the records"] = _code(summary.get("dataset_sha256", "not known"))
     told["Made with"] = f"wizard-jax {project_version()}"
     return [f"- {name}: {value}" for name, value in told.items() if value]
+
+
+def _settled(summary: Mapping[str, Any]) -> list[str]:
+    """On what grounds later lineages were drawn and ended otherwise than the pilot's."""
+    settled = summary.get("settled")
+    if not settled:
+        return []
+    lines = [f"The first {settled['lineages']:,} seeds evolved by equal chances through all rounds."]
+    if "stop_after" in settled:
+        lines[0] += (
+            f" All others end after round {settled['stop_after']}, before the first one with a mean gain below "
+            f"{settled['margin']:g}."
+        )
+    if "probabilities" in settled:
+        lines[0] += " Operations of the others were drawn by what paid among them: see `propensity`."
+    if gains := settled["gains"]:
+        rows = [
+            (
+                str(gain["round"]),
+                f"{gain['measured']:,}",
+                f"{gain['mean']:+.2f}",
+                "" if (error := gain["standard_error"]) is None else f"{error:.2f}",
+            )
+            for gain in gains
+        ]
+        lines += ["", *_table(("round", "rewrites measured", "mean gain, in points of 10", "standard error"), rows)]
+    pooled = [row for row in settled.get("probabilities", ()) if not row["source"]]
+    if pooled:
+        names = [name for name in pooled[0] if name not in ("source", "round")]
+        shares = [(str(row["round"]), *(f"{row[name]:.1%}" for name in names)) for row in pooled]
+        lines += ["", "Probabilities for a source that the pilot did not see:", "", *_table(("round", *names), shares)]
+    return lines
 
 
 def _seeds(summary: Mapping[str, Any], config: EvolveConfig) -> str:

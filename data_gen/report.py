@@ -43,7 +43,7 @@ RULES = MappingProxyType(
 )
 """The first four are the published rules of elimination."""
 
-_TABLES_OF_THEIR_OWN = ("by_round", "by_operation", "by_rule", "rates", "spent")
+_TABLES_OF_THEIR_OWN = ("by_round", "by_operation", "by_rule", "rates", "spent", "settled")
 
 
 def write_report(
@@ -69,8 +69,10 @@ def write_report(
     sections: dict[str, Content] = {
         "Rounds": _rounds(counts),
         "Operations": _operations(counts),
-        "What was dropped, and why": _rules(counts),
     }
+    if settled := summary.get("settled"):
+        sections["What the pilot settled"] = _settled(settled)
+    sections["What was dropped, and why"] = _rules(counts)
     if spent:
         sections["Money and tokens"] = _money(spent)
     if measures:
@@ -185,6 +187,35 @@ def _operations(counts: Counts) -> Html:
         if operation
     ]
     return table(("operation", "kept", "dropped", "share kept"), rows)
+
+
+def _settled(settled: Mapping[str, Any]) -> Html:
+    """On what grounds lineages after the pilot's were drawn and ended otherwise."""
+    text = f"The first {settled['lineages']:,} seeds evolved by equal chances through all rounds."
+    if "stop_after" in settled:
+        text += f" All others end after round {settled['stop_after']}; pilot.margin was {settled['margin']:g}."
+    parts: list[Content] = [element("p", text)]
+    rows = [
+        (
+            gain["round"],
+            f"{gain['measured']:,}",
+            f"{gain['mean']:+.2f}",
+            "" if (error := gain["standard_error"]) is None else f"{error:.2f}",
+        )
+        for gain in settled["gains"]
+    ]
+    if rows:
+        parts.append(table(("round", "rewrites measured", "mean gain, in points of 10", "standard error"), rows))
+    probabilities = settled.get("probabilities", ())
+    if probabilities:
+        names = [name for name in probabilities[0] if name not in ("source", "round")]
+        shown = [
+            (row["source"] or "any other", row["round"], *(f"{row[name]:.1%}" for name in names))
+            for row in probabilities[:CELLS_SHOWN]
+        ]
+        cut_off = f", the first {CELLS_SHOWN} shown" if len(probabilities) > CELLS_SHOWN else ""
+        parts.append(folded(f"Probabilities of operations{cut_off}", table(("source", "round", *names), shown)))
+    return join(*parts)
 
 
 def _rules(counts: Counts) -> Html:

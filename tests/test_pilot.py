@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import signal
 import sqlite3
 from collections import Counter, defaultdict
@@ -19,14 +20,14 @@ from test_evolve import SEED, Scripted
 from test_generate import files, over_http, quiet, replies, serving
 
 from data_gen import shards, world
-from data_gen.choice import Plan
+from data_gen.choice import Plan, RoundGain
 from data_gen.config import Budget, EvolveConfig, Faults, Measure, OpenAICompatible, Pilot, Simulated, SimulatedSeeds
 from data_gen.evolve import Lineage, rounds_of
 from data_gen.generate import generate
 from data_gen.llm import journal_file
 from data_gen.llm.chat import ChatModel
 from data_gen.operations import PUBLISHED
-from data_gen.pilot import PLAN, by_plan, steps_of
+from data_gen.pilot import PLAN, Settled, by_plan, steps_of
 from data_gen.records import Record, Rejected
 from data_gen.run import BudgetReached, Work
 from data_gen.settings import SettingsError
@@ -235,6 +236,48 @@ def test_no_score_is_paid_for_after_the_last_round(tmp_path: Path) -> None:
     config = replace(BANDIT, choice="uniform", stop="lineage", rounds=1, pilot=Pilot())
     generate(config, tmp_path / "out", progress=quiet)
     assert asked(tmp_path / "out", purpose="difficulty") == 0
+
+
+def test_what_a_pilot_settled_and_on_what_grounds_is_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    pilot = Pilot(lineages=LINEAGES, margin=0.2)
+    config = replace(BANDIT, stop="run", pilot=pilot)
+    summary = generate(config, tmp_path, progress=quiet, say=said.append)
+    settled, plan = summary["settled"], plan_of(tmp_path)
+    assert (settled["lineages"], settled["stop_after"], settled["margin"]) == (LINEAGES, 3, 0.2)
+    assert [gain["round"] for gain in settled["gains"]] == [1, 2, 3]
+    by_source = {("", 2): plan.pooled[1], **{(name, 2): rows[1] for name, rows in plan.by_source.items()}}
+    for row in settled["probabilities"]:
+        if row["round"] == 2:
+            assert tuple(row[name] for name in PUBLISHED) == by_source.pop((row["source"], 2))
+    assert not by_source
+    (line,) = (line for line in said if "settled" in line)
+    first = settled["gains"][0]
+    assert 0 < first["standard_error"] < first["mean"]
+    assert f"{first['mean']:+.2f} ± {first['standard_error']:.2f} in round 1" in line
+    assert "lineages end after round 3 of 3; operations are drawn as " in line
+    card, page = (tmp_path / "README.md").read_text(), (tmp_path / "report.html").read_text()
+    for text in (card, page):
+        assert "What the pilot settled" in text
+        assert "All others end after round 3" in text
+        for gain in settled["gains"]:
+            assert f"{gain['mean']:+.2f}" in text
+            assert f"{gain['standard_error']:.2f}" in text
+    (tmp_path / "complete.json").unlink()
+    assert generate(config, tmp_path, progress=quiet, say=said.append)["settled"] == settled
+    assert sum("settled" in line for line in said) == 1, "it is settled once"
+
+
+def test_of_one_measured_rewrite_no_standard_error_is_told() -> None:
+    config = replace(BANDIT, choice="uniform", stop="run")
+    one = Settled(plan=Plan.uniform(PUBLISHED, 1), gains=(RoundGain(1, 1, 0.5, math.inf),), usd=0.25)
+    assert Settled.from_json(one.to_json()) == one
+    assert one.summary(config)["gains"] == [{"round": 1, "measured": 1, "mean": 0.5, "standard_error": None}]
+
+
+def test_the_floor_of_the_settings_is_the_least_probability(tmp_path: Path) -> None:
+    generate(replace(BANDIT, pilot=Pilot(lineages=LINEAGES, floor=0.12)), tmp_path, progress=quiet)
+    assert 0.12 <= min(weight for row in plan_of(tmp_path).pooled for weight in row) < 0.14
 
 
 # --- what a step is
