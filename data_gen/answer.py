@@ -7,9 +7,10 @@ that grow with the instructions, a sweep would compare teachers and lengths as w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from configs.interrupt import StopFlag, stop_flag
 from data_gen import finish, shards
 from data_gen.config import AnswerConfig
 from data_gen.evolve import answered, model_name
+from data_gen.forecast import SAMPLED_SEEDS, expected_answers
 from data_gen.llm import journal_file
 from data_gen.llm.budget import Ledger
 from data_gen.llm.chat import ChatModel
@@ -38,10 +40,13 @@ class AnswerError(UserError):
     """A data set can not be answered as asked."""
 
 
-def answer(config: AnswerConfig, out: Path, *, progress: Progress) -> dict[str, Any]:
+def answer(
+    config: AnswerConfig, out: Path, *, progress: Progress, say: Callable[[str], None] = print
+) -> dict[str, Any]:
     """Answers the records of a data set anew into `out`/dataset and returns the summary.
 
-    Goes on where it stopped, as `generate` does. Must be called in the main thread, which gets the signals.
+    Goes on where it stopped, as `generate` does. `say` is told what to expect before money is spent. Must be called in
+    the main thread, which gets the signals.
 
     Raises:
       UserError: bad settings, no key, no price, a data set that is damaged or has no record of these rounds.
@@ -54,6 +59,9 @@ def answer(config: AnswerConfig, out: Path, *, progress: Progress) -> dict[str, 
             return read_complete(out)
     asked = _asked(config)
     prepared = prepare({"answer": config.llm})
+    sample = islice(_unanswered(config), SAMPLED_SEEDS)
+    for line in expected_answers(config, records=sample, total=asked.records, prices=prepared.prices).told():
+        say(line)
     with open_stage(out, config, stage="answer") as folder:
         with stop_flag() as stop:
             summary, unfinished = asyncio.run(_answer(config, out, prepared, asked=asked, progress=progress, stop=stop))

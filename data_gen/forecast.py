@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from data_gen.config import EvolveConfig, Mixture, Provider
+from data_gen.config import AnswerConfig, EvolveConfig, Mixture, Provider
 from data_gen.evolve import Lineage, model_name
 from data_gen.llm.chat import Spent
 from data_gen.llm.pricing import Prices, dollars
 from data_gen.measure.difficulty import rank_prompt, score_prompt
-from data_gen.operations import OPERATIONS, equal_prompt
+from data_gen.operations import OPERATIONS, answer_prompt, equal_prompt
 from data_gen.records import Record
 from data_gen.settings import needs_pilot
 
@@ -196,6 +196,36 @@ def expected(
     return replace(said, ranking_usd=_usd(ranking, prices=prices))
 
 
+def expected_answers(
+    config: AnswerConfig, *, records: Iterable[Record], total: int, prices: Mapping[Provider, Prices]
+) -> Expected:
+    """What answering `total` records like those of a sample takes; tokens as in `expected`."""
+    lengths = (
+        _tokens(answer_prompt(config.style, record.instruction, words=config.words))
+        + sum(_tokens(turn.content) for turn in record.context)
+        for record in records
+    )
+    asked = _Asked(total, config.llm, model_name(config.llm), statistics.fmean(lengths), 0, answers=1)
+    return _summed([asked], prices=prices)
+
+
+def expected_measuring(
+    config: EvolveConfig, *, lineages: Sequence[Lineage], total: int, prices: Mapping[Provider, Prices]
+) -> Expected:
+    """What the judge of the finished records takes of `total` lineages like those of a sample; see `measuring_usd`."""
+    requests = [
+        asked._replace(number=total / len(lineages) * asked.number)
+        for lineage in lineages
+        for asked in _measuring(_lengths(lineage), config=config, total=total)
+    ]
+    return _summed(requests, prices=prices)
+
+
+def _lengths(lineage: Lineage) -> dict[int, float]:
+    """Tokens of the instructions, by round."""
+    return {record.round: _tokens(record.instruction) for record in lineage.records}
+
+
 def measuring_usd(
     lineage: Lineage,
     verdicts: Mapping[int, Spent],
@@ -217,13 +247,12 @@ def measuring_usd(
         prompts = (_tokens(equal_prompt(by_id[record.parent], record.instruction)) for record in judged)
         scale = sum(one.input_tokens for one in heard) / math.fsum(prompts)
         thought = max(0.0, sum(one.output_tokens for one in heard) / len(judged) - _VERDICT_TOKENS)
-    lengths = {record.round: _tokens(record.instruction) for record in lineage.records}
     return math.fsum(
         _usd(
             asked._replace(input_tokens=scale * asked.input_tokens, output_tokens=asked.output_tokens + thought),
             prices=prices,
         )
-        for asked in _measuring(lengths, config=config, total=total)
+        for asked in _measuring(_lengths(lineage), config=config, total=total)
     )
 
 

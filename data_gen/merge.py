@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from configs.loader import identity
 from data_gen import finish
 from data_gen.config import Budget, EvolveConfig, Shard
 from data_gen.evolve import Lineage
+from data_gen.forecast import SAMPLED_SEEDS, expected_measuring
 from data_gen.generate import SEEDS
 from data_gen.llm import journal_file
 from data_gen.llm.budget import Ledger
 from data_gen.llm.chat import NOTHING, ChatModel, ChatReply, ChatRequest, Spent
 from data_gen.llm.journal import JOURNAL, Journal
 from data_gen.llm.journal_file import SavedLineage
-from data_gen.llm.stack import JUDGED, Sending, cast, open_stack, prepare
+from data_gen.llm.pricing import dollars
+from data_gen.llm.stack import JUDGED, Prepared, Sending, cast, open_stack, prepare
 from data_gen.measure.measure import asks_judge
 from data_gen.run import Run
 
@@ -51,14 +54,16 @@ def merge(
     out: Path,
     *,
     whole: EvolveConfig | None = None,
+    say: Callable[[str], None] = print,
     stop: StopFlag | None = None,
     elsewhere: finish.Elsewhere | None = None,
 ) -> dict[str, Any]:
     """Joins finished shards into `out`, a folder as of one `wizard evolve` without shards; returns the summary.
 
     `whole` is the settings of them all, where the caller has them; else they are those of the first folder, with the
-    budgets of all folders together. Without a `stop` of the caller's it must be called in the main thread, which gets
-    the signals. Killed, it is only to be started again. `elsewhere` is what other processes do of it.
+    budgets of all folders together. `say` is told what a judge is expected to take before he is asked. Without a `stop`
+    of the caller's it must be called in the main thread, which gets the signals. Killed, it is only to be started
+    again. `elsewhere` is what other processes do of it.
 
     Raises:
       MergeError: a shard is missing, doubled, of other settings or of other seeds.
@@ -87,7 +92,9 @@ def merge(
             if asks_judge(config.measure):
                 paid = reduce(Spent.plus, (journal_file.totals(db).spent for db in journals), NOTHING)
                 known = partial(_answered, journals)
-                writing = _judged(config, out, made, known=known, paid=paid, stop=flag, elsewhere=elsewhere)
+                prepared = prepare({purpose: by for purpose, by in cast(config).items() if purpose in JUDGED})
+                _tell(config, made, prepared, seeds=facts["seeds"], say=say)
+                writing = _judged(config, out, made, prepared, known=known, paid=paid, stop=flag, elsewhere=elsewhere)
             else:
                 writing = finish.write(config, out, made=made, elsewhere=elsewhere)
             summary = asyncio.run(writing)
@@ -95,10 +102,20 @@ def merge(
     return summary
 
 
+def _tell(
+    config: EvolveConfig, made: finish.Made, prepared: Prepared, *, seeds: int, say: Callable[[str], None]
+) -> None:
+    sample = list(islice(made.lineages(), SAMPLED_SEEDS))
+    likely = expected_measuring(config, lineages=sample, total=seeds, prices=prepared.prices)
+    paid = f", about {dollars(likely.usd[0])} and what he thinks" if likely.usd[0] else ""
+    say(f"about {likely.requests:,} requests to the judge of the finished records{paid}")
+
+
 async def _judged(
     config: EvolveConfig,
     out: Path,
     made: finish.Made,
+    prepared: Prepared,
     *,
     known: Callable[[ChatRequest], ChatReply | None],
     paid: Spent,
@@ -109,7 +126,6 @@ async def _judged(
 
     `paid` is what the shards spent.
     """
-    prepared = prepare({purpose: provider for purpose, provider in cast(config).items() if purpose in JUDGED})
     async with Journal.open(out / JOURNAL) as journal:
         ledger = Ledger(config.budget, spent=paid.plus(journal.spent))
         async with open_stack(prepared, journal=journal, ledger=ledger, sending=Sending.of(config)) as stack:

@@ -116,6 +116,28 @@ def test_another_model_answers_and_is_named(evolved: Path, tmp_path: Path) -> No
     assert summary["usd"] == pytest.approx(summary["input_tokens"] + summary["output_tokens"])
 
 
+def test_what_is_to_be_expected_is_told_before_anything_is_sent(evolved: Path, tmp_path: Path) -> None:
+    said: list[tuple[int, str]] = []
+    with serving(Faults()) as server:
+
+        def say(line: str) -> None:
+            said.append((server.requests, line))
+
+        summary = answer(over_http(evolved, server), tmp_path / "out", progress=quiet, say=say)
+    (before, requests), (_, money) = said
+    assert before == 0
+    assert requests.startswith(f"about {summary['asked']:,} requests if nothing is dropped early, ")
+    assert money.startswith("about $")
+
+
+def test_started_again_it_has_spent_what_it_had(evolved: Path, tmp_path: Path) -> None:
+    with serving(Faults()) as server:
+        for calls in (20, 30):
+            with pytest.raises(BudgetReached, match=rf"budget\.calls = {calls} .* {calls} calls spent"):
+                answer(over_http(evolved, server, budget=Budget(calls=calls)), tmp_path / "out", progress=quiet)
+            assert server.full_replies == replies(tmp_path / "out") == calls
+
+
 def test_at_its_budget_it_stops_with_a_valid_data_set_and_goes_on(evolved: Path, tmp_path: Path) -> None:
     out, total = tmp_path / "out", shards.verify(evolved).records
     answer(config(evolved), tmp_path / "whole", progress=quiet)

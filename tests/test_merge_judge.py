@@ -34,8 +34,10 @@ from data_gen.config import (
     SimulatedSeeds,
 )
 from data_gen.generate import generate
+from data_gen.llm import journal_file
+from data_gen.llm.journal import JOURNAL
 from data_gen.merge import merge
-from data_gen.run import RunError
+from data_gen.run import BudgetReached, RunError
 from wizard_jax.cli import main
 
 CONFIG = EvolveConfig(
@@ -131,6 +133,11 @@ def test_a_judge_who_is_not_there_ends_the_merge_which_goes_on_when_he_is(tmp_pa
         assert "difficulty" in merge(parts, tmp_path / "merged") | read_measures(tmp_path / "merged")
 
 
+def paid(out: Path) -> float:
+    with contextlib.closing(journal_file.read_only(out / JOURNAL)) as journal:
+        return journal_file.totals(journal).spent.usd
+
+
 def read_measures(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "measures.json").read_text())
     return found
@@ -158,11 +165,17 @@ def test_told_to_stop_a_merge_asks_the_judge_nothing_more(tmp_path: Path) -> Non
 # --- one budget
 
 
-def test_what_the_shards_have_left_of_their_budgets_is_all_that_the_judge_may_spend(tmp_path: Path) -> None:
+def test_what_the_shards_have_left_of_their_budgets_is_all_that_the_judge_may_spend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = replace(CONFIG, judge=Simulated())
     budgets = Budget(calls=136, tokens=10**7), Budget(calls=EVOLVING + 20 - 136)
     parts = parts_of(config, tmp_path, *budgets)
-    summary = merge(parts, tmp_path / "merged")
+    assert main(["merge", *map(str, parts), "--out", str(tmp_path / "merged")]) == 0
+    told = capsys.readouterr().out
+    assert f"about {JUDGING} requests to the judge of the finished records\n" in told, "before he is asked"
+    assert "not measured: what a judge says: the budget was spent before" in told.splitlines()[-1]
+    summary = read_complete(tmp_path / "merged")
     assert summary["calls"] == EVOLVING + 20
     assert summary["not_measured"] == "what a judge says: the budget was spent before"
     assert read_measures(tmp_path / "merged").keys() == {"duplicates"}
@@ -170,6 +183,34 @@ def test_what_the_shards_have_left_of_their_budgets_is_all_that_the_judge_may_sp
     assert "budget.tokens = None\n" in (tmp_path / "merged/config.gin").read_text(), "one of them has no such limit"
     unlimited = merge(parts_of(config, tmp_path / "unlimited"), tmp_path / "unlimited/merged")
     assert unlimited["calls"] == EVOLVING + JUDGING
+
+
+def test_no_shard_asks_the_judge_of_the_finished_records(tmp_path: Path) -> None:
+    with serving(Faults()) as server:
+        parts = parts_of(judged_at(server.base_url), tmp_path)
+        assert server.requests == 0
+    for part in parts:
+        assert read_complete(part)["not_measured"] == "a shard is measured when it is merged with the others"
+        assert read_measures(part) == {}
+
+
+def test_the_judge_is_not_asked_where_the_budget_was_spent_before_the_last_seed(tmp_path: Path) -> None:
+    """Also where he costs less than what had no room: what is left is for seeds."""
+    with serving(Faults()) as seeds, serving(Faults()) as judges:
+        llm = OpenAICompatible(
+            model="simulated-llm", base_url=seeds.base_url, api_key_env="", price=Price(input=1000.0, output=1000.0)
+        )
+        config = judged_at(judges.base_url, llm=llm, budget=Budget(usd=5.0), concurrency=1, open_lineages=1)
+        with pytest.raises(BudgetReached, match=r"budget\.usd = 5\.0"):
+            generate(config, tmp_path / "out", progress=quiet)
+        assert judges.requests == 0
+        assert read_measures(tmp_path / "out").keys() == {"duplicates"}
+        assert paid(tmp_path / "out") < 5.0, "there is room for one who costs nothing"
+        summary = generate(
+            replace(config, budget=Budget(), concurrency=32, open_lineages=0), tmp_path / "out", progress=quiet
+        )
+        assert judges.requests == JUDGING
+    assert summary["not_measured"] == ""
 
 
 def test_a_budget_of_a_pipeline_holds_for_its_shards_and_its_judge_together(tmp_path: Path) -> None:

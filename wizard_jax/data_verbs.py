@@ -177,7 +177,7 @@ def _answer(arguments: argparse.Namespace) -> None:
 
     config = load(AnswerConfig, [arguments.config], arguments.settings)
     with show_progress("answer") as progress:
-        summary = answer(config, arguments.out, progress=progress)
+        summary = answer(config, arguments.out, progress=progress, say=say)
     say(_ending(summary, arguments.out))
 
 
@@ -185,7 +185,7 @@ def _merge(arguments: argparse.Namespace) -> None:
     from data_gen.merge import merge
     from wizard_jax.progress import say
 
-    say(_ending(merge(arguments.shards, arguments.out), arguments.out))
+    say(_ending(merge(arguments.shards, arguments.out, say=say), arguments.out))
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -232,5 +232,8 @@ def _ending(summary: dict[str, object], out: Path) -> str:
     assert isinstance(rules, dict)
     most = f", most often by {max(rules, key=lambda rule: rules[rule])}" if rules else ""
     where, page = out / "dataset", out / "report.html"
+    lacking = f"; not measured: {why}" if (why := summary.get("not_measured")) else ""
     spent = f" for {dollars(usd)}" if isinstance(usd := summary.get("usd"), float) and usd else ""
-    return f"{summary['records']:,} records in {where}{spent}; {summary['rejected']:,} dropped{most}; see {page}"
+    return (
+        f"{summary['records']:,} records in {where}{spent}; {summary['rejected']:,} dropped{most}{lacking}; see {page}"
+    )
