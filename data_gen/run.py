@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from time import monotonic
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from configs.errors import UserError
 from configs.interrupt import Interrupted, StopFlag
@@ -54,6 +54,18 @@ class BudgetReached(Interrupted):
 
     def __init__(self, why: str) -> None:
         super().__init__(BUDGET_SPENT, why)
+
+
+class Paid(str):
+    """What a run has spent, as it is shown, with the figures of it for who adds up several runs."""
+
+    spent: Spent
+
+    @classmethod
+    def of(cls, spent: Spent) -> Self:
+        paid = cls(dollars(spent.usd))
+        paid.spent = spent
+        return paid
 
 
 class Progress(Protocol):
@@ -301,7 +313,7 @@ class Run:
             "tokens/min": round((spent.input_tokens + spent.output_tokens - tokens) / minutes),
             "429s": sum(pacing.rate_limited for pacing in self.stack.pacings),
             "in flight": sum(pacing.in_flight for pacing in self.stack.pacings),
-            "spent": dollars(spent.usd),
+            "spent": Paid.of(spent),
         }
         if self.stack.batches:
             facts["wait for jobs"] = self.stack.standstill.waiting

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,19 @@ from data_gen import shards, world
 from data_gen.beam import evolving
 from data_gen.beam.evolving import divide, evolve_shard, shard_folder
 from data_gen.beam.pipeline import evolve_on_beam
-from data_gen.config import Budget, EvolveConfig, Measure, OpenAICompatible, SeedFile, Shard, Simulated, SimulatedSeeds
+from data_gen.config import (
+    Budget,
+    EvolveConfig,
+    Measure,
+    OpenAICompatible,
+    Price,
+    SeedFile,
+    Shard,
+    Simulated,
+    SimulatedSeeds,
+)
 from data_gen.generate import generate
+from data_gen.llm.pricing import dollars
 from data_gen.llm.server import SimulatedServer
 from data_gen.records import Record
 from data_gen.run import BudgetReached
@@ -193,6 +205,61 @@ def test_what_no_pipeline_could_do_is_refused_before_anything_is_sent(tmp_path: 
     refused(CONFIG, r"apache_beam\[gcp\]|apache-beam\[gcp\]|project", options=dataflow)
     refused(replace(CONFIG, seeds=SimulatedSeeds(count=2)), "make fewer parts")
     assert not list(tmp_path.rglob("journal.sqlite"))
+
+
+def test_a_folder_that_is_another_s_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    with serving(CONTENT_FAULTS) as server:
+        llm = OpenAICompatible(model="simulated-llm", base_url=server.base_url, price=FREE)
+        config = replace(CONFIG, llm=llm)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/thesis.tex").write_text("Mine.")
+        with pytest.raises(FolderError, match=r"out: holds thesis\.tex and is no stage's folder"):
+            on_beam(config, tmp_path)
+        with pytest.raises(UserError, match="--work and --out are both"):
+            evolve_on_beam(
+                config, tmp_path / "one", work=tmp_path / "a/../one", shards=2, progress=quiet, say=quiet_line
+            )
+        assert server.requests == 0
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_pipeline_tells_what_to_expect_and_what_all_shards_have_spent(tmp_path: Path) -> None:
+    said: list[tuple[int, str]] = []
+    seen: list[Mapping[str, Any]] = []
+
+    def watch(done: int, total: int, facts: Mapping[str, Any]) -> None:
+        seen.append({**facts, "done": done, "total": total})
+
+    with serving(replace(CONTENT_FAULTS, rate_limited=0.02), latency_seconds=0.02) as server:
+        llm = OpenAICompatible(model="simulated-llm", base_url=server.base_url, price=Price(input=1e4, output=1e4))
+        config = replace(CONFIG, llm=llm, concurrency=2, budget=Budget(calls=200))
+
+        def run(budget: Budget) -> dict[str, Any]:
+            return evolve_on_beam(
+                replace(config, budget=budget),
+                tmp_path / "out",
+                work=tmp_path / "work",
+                shards=2,
+                progress=watch,
+                say=lambda line: said.append((server.requests, line)),
+                stop=StopFlag(),
+            )
+
+        with pytest.raises(BudgetReached):
+            run(Budget(calls=200))
+        assert [before for before, _ in said] == [0, 0]
+        assert said[0][1].startswith("about 414 requests if nothing is dropped early, "), "of all, and of the judge"
+        assert said[1][1].startswith("about $")
+        assert (seen[-1]["done"], seen[-1]["total"], seen[-1]["requests"]) == (0, 2, 200)
+        summary = run(Budget())
+    shards_of = [read_complete(shard_folder(tmp_path / "work", index=index, count=2)) for index in range(2)]
+    last = seen[-1]
+    assert (last["done"], last["requests"]) == (2, sum(one["calls"] for one in shards_of))
+    assert last["429s"] == sum(one["rate_limited"] for one in shards_of) > 0
+    assert last["spent"] == dollars(sum(one["usd"] for one in shards_of))
+    assert last["requests"] < summary["calls"], "there is the judge of what all have made"
+    assert re.match(r"about \d\d requests to the judge of the finished records, about \$", said[-1][1])
+    assert any(0 < one["requests"] < 200 for one in seen), "not only in the end"
 
 
 def test_workers_read_the_settings_of_the_whole_from_the_work_folder(tmp_path: Path) -> None:

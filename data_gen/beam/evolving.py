@@ -4,6 +4,7 @@
     work/shares.json                 what each shard may spend
     work/shard-00001-of-00004/       as of `wizard evolve --shard 1/4`, with its journal
     work/shard-00001-of-00004.json   why the shard was not finished, while it is not
+    work/shard-00001-of-00004.spent.json   what it has spent, every few seconds
     work/stop                        the exit code with which all are told to stop
 
 A bundle that is tried again finds the journal of its shard and asks nothing that is answered there. Where two bundles
@@ -17,10 +18,11 @@ import json
 import logging
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from configs.errors import UserError
 from configs.folder import COMPLETE, CONFIG, FolderError, write_atomically
@@ -32,13 +34,26 @@ from data_gen.generate import generate
 from data_gen.llm import journal_file
 from data_gen.llm.journal import JOURNAL
 from data_gen.llm.journal_file import JournalError
-from data_gen.run import BudgetReached
+from data_gen.run import BudgetReached, Paid, Progress
 
 SHARES = "shares.json"
 STOP = "stop"
 _POLL_SECONDS = 0.2
+_NOTED_SECONDS = 2.0
+_SPENT = ".spent.json"
 
 _log = logging.getLogger(__name__)
+
+
+class Spending(NamedTuple):
+    """Of a shard over all starts, but for the 429s, which are those of its last one."""
+
+    requests: int
+    usd: float
+    rate_limited: int
+
+
+NO_SPENDING = Spending(0, 0.0, 0)
 
 
 class BeamError(UserError):
@@ -106,8 +121,8 @@ def evolve_shard(index: int, *, work: str, count: int) -> Iterator[int]:
     budget = Budget(**json.loads((Path(work) / SHARES).read_text())[str(index)])
     config = replace(whole, shard=Shard(index=index, count=count), budget=budget)
     try:
-        with told_to_stop(Path(work)) as stop:
-            generate(config, folder, progress=_unseen, say=_log.info, stop=stop)
+        with told_to_stop(Path(work)) as stop, _noted(folder) as progress:
+            generate(config, folder, progress=progress, say=_log.info, stop=stop)
     except BudgetReached as spent:
         _write_mark(mark, Unfinished("budget", str(spent)))
     except Interrupted as stopped:
@@ -179,5 +194,36 @@ def _write_mark(mark: Path, told: Unfinished) -> None:
     write_atomically(mark, json.dumps(vars(told)) + "\n")
 
 
-def _unseen(done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
-    """What a worker prints nobody watches; the shards that are done are what is shown."""
+@contextlib.contextmanager
+def _noted(folder: Path) -> Iterator[Progress]:
+    """Writes beside a shard's folder what it has spent: what a worker prints nobody watches."""
+    noted, when = NO_SPENDING, -math.inf
+    file = folder.with_suffix(_SPENT)
+
+    def note(done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
+        nonlocal noted, when
+        del done, total  # finished shards are what is counted
+        paid, limited = facts["spent"], facts["429s"]
+        assert isinstance(paid, Paid)
+        assert isinstance(limited, int)
+        noted = Spending(paid.spent.calls, paid.spent.usd, limited)
+        if time.monotonic() >= when + _NOTED_SECONDS:
+            when = time.monotonic()
+            write_atomically(file, json.dumps(noted) + "\n")
+
+    try:
+        yield note
+    finally:
+        if noted is not NO_SPENDING:
+            write_atomically(file, json.dumps(noted) + "\n")
+
+
+def spending(work: Path, *, count: int) -> Spending:
+    """What all shards have spent together, as far as it was noted."""
+    total = NO_SPENDING
+    for index in range(count):
+        with contextlib.suppress(FileNotFoundError):
+            file = shard_folder(work, index=index, count=count).with_suffix(_SPENT)
+            requests, usd, limited = json.loads(file.read_text())
+            total = Spending(total.requests + requests, total.usd + usd, total.rate_limited + limited)
+    return total

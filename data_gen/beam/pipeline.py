@@ -21,12 +21,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +43,10 @@ from data_gen import finish, shards, sources
 from data_gen.beam import checks, evolving, writing
 from data_gen.beam.evolving import BeamError, evolve_shard, read_lineages, shard_folder, unfinished
 from data_gen.beam.kept import keep, kept
-from data_gen.config import EvolveConfig, SeedFile, Shard
+from data_gen.config import EvolveConfig, Provider, SeedFile, Shard
 from data_gen.evolve import Lineage
+from data_gen.forecast import SAMPLED_SEEDS, expected
+from data_gen.llm.pricing import Prices, dollars
 from data_gen.measure.duplicates import Duplicates
 from data_gen.measure.measure import Check, Found
 from data_gen.merge import merge
@@ -52,6 +57,7 @@ from data_gen.shards import DataFile, Manifest
 
 STAGE = "evolve-beam"
 _POLL_SECONDS = 0.2
+_TOLD_SECONDS = 2.0
 _LOCAL_RUNNERS = ("directrunner", "direct", "switchingdirectrunner", "fnapirunner")
 _BUCKET = re.compile(r"[a-z][a-z0-9+.-]+:/")
 
@@ -89,8 +95,9 @@ def evolve_on_beam(
 
     `options` are Beam's, such as --runner=DataflowRunner or --direct_num_workers=4
     --direct_running_mode=multi_threading; without a runner all happens in this process. `order` is that of the
-    records; "shuffled" goes by their ids and config.seed. `progress` is told of finished shards. Without a `stop` of
-    the caller's it must be called in the main thread, which gets the signals.
+    records; "shuffled" goes by their ids and config.seed. `say` is told what to expect, `progress` of finished shards
+    and of what all have spent. Without a `stop` of the caller's it must be called in the main thread, which gets the
+    signals.
 
     Raises:
       UserError: settings that no pipeline could use, seeds or folders as in `generate`, or shards that could not be
@@ -106,13 +113,14 @@ def evolve_on_beam(
     in_parts = replace(config, shard=Shard(index=0, count=shards))
     told = stop_flag() if stop is None else contextlib.nullcontext(stop)
     with open_stage(plan.work, in_parts, stage=STAGE), told as flag:
+        open_stage(out, config, stage="evolve").close()  # refused before anything is paid, and not when all is
         evolving.forget_stops(plan.work, count=shards)
         if unfinished(plan.work, count=shards):
-            _tell_of_seeds(in_parts, say=say)
+            _tell(plan, say=say)
         with _watched(plan, flag, progress=progress):
             _evolve(plan, flag)
             elsewhere = finish.Elsewhere(found=_find(plan), write=partial(_write, plan))
-            return merge(plan.folders, out.resolve(), whole=config, stop=flag, elsewhere=elsewhere)
+            return merge(plan.folders, out.resolve(), whole=config, say=say, stop=flag, elsewhere=elsewhere)
 
 
 def _check(plan: _Plan, work: Path, out: Path) -> None:
@@ -128,6 +136,8 @@ def _check(plan: _Plan, work: Path, out: Path) -> None:
                 f"{place} is no folder: journals are SQLite files, so name one on a disk that this machine and every "
                 "worker mount under the same path"
             )
+    if out.resolve() == plan.work:
+        raise BeamError(f"--work and --out are both {plan.work}: the parts need a folder of their own")
     check(replace(config, shard=Shard(index=0, count=plan.count)))
     seeds = (config.seeds.path,) if isinstance(config.seeds, SeedFile) else ()
     relative = [path for path in (*seeds, *config.measure.contamination_files) if not Path(path).is_absolute()]
@@ -136,11 +146,27 @@ def _check(plan: _Plan, work: Path, out: Path) -> None:
     _pipeline(plan)
 
 
-def _tell_of_seeds(config: EvolveConfig, *, say: Callable[[str], None]) -> None:
+def _tell(plan: _Plan, *, say: Callable[[str], None]) -> None:
+    """What was found among the seeds, and what all of them are expected to take."""
+    config = plan.config
     found = sources.check_seeds(config.seeds)
     for line in found.told():
         say(line)
-    check_count(config, seeds=found.count)
+    check_count(replace(config, shard=Shard(index=0, count=plan.count)), seeds=found.count)
+    seeds = islice(sources.iter_seeds(config.seeds), SAMPLED_SEEDS)
+    for line in expected(config, seeds=seeds, total=found.count, prices=_prices(config)).told():
+        say(line)
+
+
+def _prices(config: EvolveConfig) -> Mapping[Provider, Prices]:
+    """Of everybody who is asked; workers have the keys."""
+    prices: dict[Provider, Prices] = {}
+    for path in ("llm", "answerer", "judge"):
+        provider = getattr(config, path)
+        if provider is not None and provider not in prices:
+            models = config.mixture.models if config.mixture and path == "llm" else ()
+            prices[provider] = Prices(provider, models=models, setting=path)
+    return prices
 
 
 # --- the pipelines
@@ -312,10 +338,12 @@ def _watched(plan: _Plan, stop: StopFlag, *, progress: Progress) -> Iterator[Non
     ended = threading.Event()
 
     def watch() -> None:
-        passed_on = False
+        passed_on, told = False, -math.inf
         while True:
             last = ended.wait(_POLL_SECONDS)
-            progress(plan.count - len(unfinished(plan.work, count=plan.count)), plan.count, {})
+            if last or time.monotonic() >= told + _TOLD_SECONDS:
+                told = time.monotonic()
+                _show(plan, progress)
             if stop.exit_code is not None and not passed_on:
                 write_atomically(plan.work / evolving.STOP, f"{stop.exit_code}\n")
                 passed_on = True
@@ -329,3 +357,13 @@ def _watched(plan: _Plan, stop: StopFlag, *, progress: Progress) -> Iterator[Non
     finally:
         ended.set()
         watcher.join()
+
+
+def _show(plan: _Plan, progress: Progress) -> None:
+    spent = evolving.spending(plan.work, count=plan.count)
+    facts: dict[str, int | str | float] = {
+        "requests": spent.requests,
+        "429s": spent.rate_limited,
+        "spent": dollars(spent.usd),
+    }
+    progress(plan.count - len(unfinished(plan.work, count=plan.count)), plan.count, facts)
