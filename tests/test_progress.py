@@ -50,6 +50,21 @@ def test_without_a_terminal_a_line_says_how_much_time_is_left(capsys: pytest.Cap
     ]
 
 
+def test_without_a_terminal_the_last_line_comes_once_and_again_only_where_it_differs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = 0.0
+    lines = _Lines("shards", clock=lambda: now)
+    for poll in range(130):  # of 0.2 s: the shards are through after 4 s, and something else goes on for 22
+        now = 0.2 * poll
+        lines(min(poll // 10, 2), 2, {"spent": "$1.00" if now < 16 else "$2.00"})
+    assert capsys.readouterr().out.splitlines() == [
+        "shards 0/2 spent $1.00",
+        "shards 2/2 spent $1.00",
+        "shards 2/2 spent $2.00",
+    ]
+
+
 def on_a_terminal(program: str, *, columns: int, **variables: str) -> str:
     """All that the program writes to a terminal of so many columns."""
     ours, theirs = pty.openpty()

@@ -78,23 +78,33 @@ def _width(told: Sequence[tuple[str, str]], *, columns: int) -> int:
 
 
 class _Lines:
-    """A line at the start, at the end, and every ten seconds between, with the time left at the pace so far."""
+    """A line at the start, at the end, and every ten seconds between, with the time left at the pace so far.
+
+    What is told after the end is a line only where it differs.
+    """
 
     def __init__(self, verb: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._verb = verb
         self._clock = clock
         self._next = float("-inf")
         self._begun: tuple[float, int] | None = None
+        self._ended = False
+        self._last = ""
 
     def __call__(self, done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
         now = self._clock()
         began, before = self._begun = self._begun or (now, done)
-        if now >= self._next or done >= total:
+        ends = done >= total and not self._ended
+        self._ended = done >= total
+        if now >= self._next or ends:
             self._next = now + SECONDS_BETWEEN_LINES
             if before < done < total:
                 left = (now - began) / (done - before) * (total - done)
                 facts = {**facts, "time left": str(timedelta(seconds=round(left)))}
-            say(f"{self._verb} {done:,}/{total:,} {_text(facts)}".rstrip())
+            line = f"{self._verb} {done:,}/{total:,} {_text(facts)}".rstrip()
+            if ends or not self._ended or line != self._last:
+                say(line)
+            self._last = line
 
 
 def _text(facts: Mapping[str, int | str | float]) -> str:
