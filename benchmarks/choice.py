@@ -7,12 +7,16 @@ that of this world, where difficulty is the number of steps and the judge says e
 operations add a step by construction and three add none, so what is learnt is that table, and the third arm, which
 draws from those three alone, is as far as it could get. It shows that the machinery finds what pays and what that
 costs in variety, not what pays with a hosted model and natural instructions.
+
+What the bandit's plan brings is also estimated before it is tried: by a replay of what the uniform run drew after the
+first seeds, by the probabilities of both, beside what the bandit then brought.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import statistics
 import tempfile
@@ -21,12 +25,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from data_gen import shards
+from data_gen.choice import Logged, Plan, Replay, replayed
 from data_gen.config import Budget, EvolveConfig, Faults, Measure, Pilot, Simulated, SimulatedSeeds
 from data_gen.generate import generate
+from data_gen.llm import journal_file
+from data_gen.llm.journal import JOURNAL
 from data_gen.llm.simulated import EFFECTS
 from data_gen.operations import PUBLISHED
+from data_gen.pilot import PLAN
 from data_gen.records import Record
 from data_gen.run import BudgetReached
 from wizard_jax.progress import show_table
@@ -37,6 +46,14 @@ ADDING = tuple(name for name in PUBLISHED if EFFECTS[name].adds == "a step")
 PILOT = 100
 
 Figures = Mapping[str, float]
+
+
+class Outcome(NamedTuple):
+    """What a run came to, its candidates after the pilot's seeds, and the plan that it settled, if it did."""
+
+    figures: Figures
+    logged: tuple[Logged, ...]
+    plan: Plan | None
 
 
 def arms(requests: int, *, run: int) -> dict[str, EvolveConfig]:
@@ -56,20 +73,33 @@ def arms(requests: int, *, run: int) -> dict[str, EvolveConfig]:
     }
 
 
-def figures(config: EvolveConfig, *, requests: int) -> Figures:
-    """What a run came to."""
+def outcome(config: EvolveConfig, *, requests: int) -> Outcome:
+    """Runs it."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "evolved"
         with contextlib.suppress(BudgetReached):
             generate(config, out, progress=lambda *_: None, say=lambda _: None)
         records = list(shards.read_dataset(out))
-        dropped = sum(1 for _ in (out / "rejected.jsonl").open())
+        rejected = [json.loads(line) for line in (out / "rejected.jsonl").open()]
+        with contextlib.closing(journal_file.read_only(out / JOURNAL)) as journal:
+            settled = journal_file.decision(journal, name=PLAN)
+    dropped = len(rejected)
     by_id = {record.id: record for record in records}
     rewrites = [record for record in records if record.round]
     pairs = [(record, by_id[record.parent]) for record in rewrites if record.parent in by_id]
     gains = [record.steps - parent.steps for record, parent in pairs]
     later = [record.steps - parent.steps for record, parent in pairs if int(record.lineage) >= PILOT]
-    return {
+    logged = [
+        Logged(record.source, record.round, record.operation, record.propensity, float(record.steps - parent.steps))
+        for record, parent in pairs
+        if int(record.lineage) >= PILOT
+    ]
+    logged += [
+        Logged(one["source"], one["round"], one["operation"], 0.0, 0.0)
+        for one in rejected
+        if one["round"] and int(one["lineage"]) >= PILOT
+    ]
+    told = {
         "accepted rewrites": len(rewrites),
         "eliminated, of all candidates": dropped / (dropped + len(records)),
         "steps of an accepted rewrite": statistics.fmean(record.steps for record in rewrites),
@@ -80,6 +110,7 @@ def figures(config: EvolveConfig, *, requests: int) -> Figures:
         "depth of the last of a lineage": statistics.fmean(_last_depths(records)),
         "operations in use (perplexity)": _perplexity(Counter(record.operation for record in rewrites)),
     }
+    return Outcome(told, tuple(logged), None if settled is None else Plan.from_json(settled))
 
 
 def _last_depths(records: Sequence[Record]) -> list[int]:
@@ -110,9 +141,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, choices=sorted(_T95))
     arguments = parser.parse_args()
     found: dict[str, list[Figures]] = {}
+    replays: list[Replay] = []
+    brought: list[float] = []
     for run in range(arguments.runs):
-        for name, config in arms(arguments.requests, run=run).items():
-            found.setdefault(name, []).append(figures(config, requests=arguments.requests))
+        ran = {
+            name: outcome(arm, requests=arguments.requests) for name, arm in arms(arguments.requests, run=run).items()
+        }
+        for name, one in ran.items():
+            found.setdefault(name, []).append(one.figures)
+        plan = ran["bandit"].plan
+        assert plan is not None, "--requests is too few for the pilot"
+        replays.append(replayed(ran["uniform"].logged, plan))
+        brought.append(statistics.fmean(step.reward for step in ran["bandit"].logged))
     print(f"{arguments.requests:,} requests in each of {arguments.runs} runs; mean and 95 % interval over runs")
     rows = []
     for name in found["uniform"][0]:
@@ -120,6 +160,14 @@ def main() -> None:
         difference = [bandit - uniform for uniform, bandit in zip(*by_arm[:2], strict=True)]
         rows.append((name, *map(shown, by_arm), shown(difference)))
     show_table(("", *found, "bandit - uniform"), rows)
+    print(f"steps added by a candidate, from seed {PILOT} on:")
+    show_table(
+        ("run", "bandit's plan, replayed on the uniform run", "standard error", "what the bandit brought"),
+        [
+            (run, f"{one.mean:.3f}", f"{one.standard_error:.3f}", f"{mean:.3f}")
+            for run, (one, mean) in enumerate(zip(replays, brought, strict=True))
+        ],
+    )
 
 
 if __name__ == "__main__":
