@@ -175,7 +175,7 @@ def test_lineages_of_a_shuffled_data_set_are_counted_once_each(tmp_path: Path) -
         seeds=SimulatedSeeds(count=20), llm=Simulated(), rounds=2, measure=Measure(diversity_sample=0)
     )
     out = tmp_path / "out"
-    evolve_on_beam(config, out, work=tmp_path / "work", shards=2, order="shuffled", progress=quiet, say=quiet)
+    evolve_on_beam(config, out, work=tmp_path / "work", shards=2, order="shuffled", progress=quiet, say=print)
     names = [record.lineage for record in read_dataset(out)]
     assert names != sorted(names)
     assert len(set(names)) == 20
