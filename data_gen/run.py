@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from configs.interrupt import Interrupted, StopFlag
 from data_gen import sources
 from data_gen.evolve import Lineage
 from data_gen.forecast import Forecast, Interval
+from data_gen.llm import journal_file
 from data_gen.llm.chat import Ambiguous, BudgetSpent, ChatModel, ChatReply, ChatRequest, NotSent, Permanent, Spent
 from data_gen.llm.journal import Journal
 from data_gen.llm.pricing import dollars
@@ -192,7 +192,8 @@ class Run:
                 continue
             self._finished.add(saved.index)
             self._count(lineage)
-            verdicts = self.journal.read(partial(_verdicts, saved=lineage)) if self.measuring_usd else {}
+            name = lineage.records[0].lineage if lineage.records else ""
+            verdicts = self.journal.read(partial(journal_file.spent_by_round, lineage=name, purpose="judge"))
             self._forecast.add(saved.usd + self._later_usd(lineage, verdicts))
 
     async def _pass(
@@ -360,14 +361,3 @@ class Answering:
         if request.key.purpose == "judge":
             self.verdicts[request.key.round] = Spent(1, reply.input_tokens, reply.output_tokens, reply.usd)
         return reply
-
-
-def _verdicts(db: sqlite3.Connection, *, saved: Lineage) -> dict[int, Spent]:
-    """The `Answering.verdicts` of an earlier process."""
-    name = saved.records[0].lineage if saved.records else ""
-    rows = db.execute(
-        "SELECT round, input_tokens, output_tokens, usd FROM outcomes "
-        "WHERE lineage = ? AND purpose = 'judge' AND outcome = 'reply'",
-        (name,),
-    )
-    return {round_: Spent(1, *spent) for round_, *spent in rows}

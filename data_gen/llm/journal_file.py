@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from configs.errors import UserError
 from data_gen.llm import journal_check
-from data_gen.llm.chat import NOTHING, ChatReply, FinishReason, Permanent, RequestKey, Spent
+from data_gen.llm.chat import NOTHING, ChatReply, FinishReason, Permanent, Purpose, RequestKey, Spent
 from data_gen.llm.journal_check import checked, checksum, transaction
 
 _APPLICATION_ID = 0x57495A4A  # "WIZJ", in the file's header
@@ -329,11 +329,13 @@ def lineage_payload(db: sqlite3.Connection, *, index: int) -> str | None:
     return None if row is None else str(checked(row, table="lineages")[2])
 
 
-def spent_by_round(db: sqlite3.Connection, *, lineage: str) -> dict[int, Spent]:
-    """What a lineage cost, by round."""
+def spent_by_round(db: sqlite3.Connection, *, lineage: str, purpose: Purpose | None = None) -> dict[int, Spent]:
+    """What a lineage cost, by round; of one purpose alone, if one is named."""
     sums = "count(*), sum(input_tokens), sum(output_tokens), sum(usd)"
     rows = db.execute(
-        f"SELECT round, {sums} FROM outcomes WHERE lineage = ? AND outcome = 'reply' GROUP BY round", (lineage,)
+        f"SELECT round, {sums} FROM outcomes WHERE lineage = ? AND outcome = 'reply' "
+        "AND purpose = coalesce(?, purpose) GROUP BY round",
+        (lineage, purpose),
     )
     return {round_: Spent(*spent) for round_, *spent in rows}
 
