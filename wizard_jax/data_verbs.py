@@ -35,7 +35,7 @@ def add_data_verbs(add: Add, add_stage: Add, *, local: Callable[[str], Path]) ->
     merge.add_argument("--out", type=local, required=True, help="the folder to write")
     show = add("show", _show, "show what became of one seed, round by round")
     show.add_argument("seed", help="its number, as in 000042")
-    show.add_argument("--folder", type=Path, required=True, help="of wizard evolve, finished or not")
+    show.add_argument("--folder", type=Path, required=True, help="of wizard evolve, answer or merge, finished or not")
     show.add_argument("--whole", action="store_const", const="whole", default="short", help="long texts are not cut")
     export = add("export-data", _export_data, "write a data set as JSONL or Parquet, for datasets and axolotl")
     export.add_argument("dataset", type=Path, help="the folder of wizard evolve")
