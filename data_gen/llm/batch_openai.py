@@ -26,7 +26,7 @@ _QUEUE_IS_FULL = "token_limit_exceeded"
 
 
 class OpenAIBatchService:
-    """A `BatchService`. Close it (`async with`, or `close()`) in the event loop that used it.
+    """A `BatchService`. Leave its `async with` in the event loop that used it.
 
     `setting` is where in the config the provider stands.
 

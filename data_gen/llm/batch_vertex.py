@@ -34,7 +34,7 @@ _LINES_AT_ONCE = 1000
 
 
 class VertexBatchService:
-    """A `BatchService`. Close it (`async with`, or `close()`) when its jobs are done with.
+    """A `BatchService`. Leave its `async with` when its jobs are done with.
 
     A server on this machine (`base_url`, `batch.storage_base_url`) is shown no credentials. `setting` is where in the
     config the provider stands.

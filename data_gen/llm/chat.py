@@ -6,6 +6,7 @@ Everything that answers (`openai.py`, `simulated.py`) and everything that wraps 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class ChatRequest:
     max_tokens: int
     seed: int
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical request with its key: what the journal files a reply under."""
         canonical = json.dumps(self, default=vars, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -112,7 +112,7 @@ class _Access:
 
 
 class GeminiChat:
-    """A `ChatModel` over HTTP. Close it (`async with`, or `close()`) in the event loop that used it.
+    """A `ChatModel` over HTTP. Leave its `async with` in the event loop that used it.
 
     A server on this machine (`base_url`) is shown neither credentials nor key. `setting` is where in the config the
     provider stands.
