@@ -14,6 +14,7 @@ from configs.loader import dump, identity
 from data_gen.config import AnswerConfig, EvolveConfig, Provider, SeedFile, Simulated, SimulatedSeeds
 from data_gen.figures import figures_of, said
 from data_gen.llm import simulated
+from data_gen.llm.pricing import dollars
 
 Layout = Literal["messages", "sharegpt", "alpaca"]
 
@@ -229,7 +230,7 @@ def _cost(summary: Mapping[str, Any]) -> list[str]:
         return []
     prices = f" at the prices of {summary['prices']}" if summary.get("prices") else ""
     tokens = f"{summary.get('input_tokens', 0):,} tokens in and {summary.get('output_tokens', 0):,} out"
-    lines = [f"${summary['usd']:,.4f}{prices}, for {summary.get('calls', 0):,} replies: {tokens}."]
+    lines = [f"{dollars(summary['usd'])}{prices}, for {summary.get('calls', 0):,} replies: {tokens}."]
     twice = summary.get("possibly_paid_twice", 0)
     if twice:
         lines.append(f"Up to {twice:,} more replies may have been billed without having arrived.")

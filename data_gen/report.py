@@ -13,6 +13,7 @@ from data_gen import shards
 from data_gen.figures import figures_of
 from data_gen.llm import simulated
 from data_gen.llm.chat import NOTHING, Spent
+from data_gen.llm.pricing import dollars
 from data_gen.page import Content, Html, bar, element, facts, figure, folded, join, page, table
 from data_gen.report_counts import Counts, count, read_rejected
 from data_gen.report_lineages import SEED, CostsOf, cut, lineages_section
@@ -296,7 +297,7 @@ def _money(spent: Mapping[tuple[int, str], Spent]) -> Html:
 
 
 def _cells(cost: Spent) -> tuple[str, ...]:
-    return (f"{cost.calls:,}", f"{cost.input_tokens:,}", f"{cost.output_tokens:,}", f"${cost.usd:,.4f}")
+    return (f"{cost.calls:,}", f"{cost.input_tokens:,}", f"{cost.output_tokens:,}", dollars(cost.usd))
 
 
 def _sum(costs: Iterable[Spent]) -> Spent:

@@ -97,7 +97,7 @@ def test_it_says_what_was_asked_who_answered_and_what_it_cost() -> None:
         "| `deepening` | 90 | 10 | 10.0% |",
         "| `no_gain` | 200 | 8.00% |",
         "250 of 2,500 candidates (10.0%)",
-        "$0.3900 at the prices of genai-prices 0.2.3, for 6,000 replies: 1,000,000 tokens in and 400,000 out.",
+        "$0.39 at the prices of genai-prices 0.2.3, for 6,000 replies: 1,000,000 tokens in and 400,000 out.",
         "Up to 3 more replies may have been billed",
         "| score | 3 [2.9, 3.1] | 5.5 [5.2, 5.8] |",
         "- flagged: 9",

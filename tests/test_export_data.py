@@ -253,7 +253,7 @@ def test_the_card_beside_it_knows_the_run_and_where_the_file_is(tmp_path: Path, 
         assert "7 tasks of the simulated world" in card
         assert "is a simulation" in card
         assert "- pairs: 4" in card
-        assert "$1.5000" in card
+        assert "$1.50" in card
     write(records, tmp_path / "alone" / "dataset")
     export_data(tmp_path / "alone" / "dataset", tmp_path / "other", file_format="jsonl", layout="messages")
     card = (tmp_path / "other" / "README.md").read_text()

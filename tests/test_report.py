@@ -220,10 +220,10 @@ def test_costs_and_measures_are_shown_where_they_are_known(tmp_path: Path) -> No
     page = report(tmp_path, records, spent=spent, costs=lambda name: {1: Spent(1, 1, 1, 0.125)}, measures=measures)  # noqa: ARG005
     assert "$0.75" in page.text
     assert "3.0 → 5.5difficulty of 10, rounds 0 and 1" in page.text
-    assert {row["for"]: row["paid"] for row in page.table("for")} == {"answer": "$0.2500", "evolve": "$0.5000"}
+    assert {row["for"]: row["paid"] for row in page.table("for")} == {"answer": "$0.25", "evolve": "$0.50"}
     assert {row["paid in round"]: row["paid"] for row in page.table("paid in round")} == {
-        "0": "$0.2500",
-        "1": "$0.5000",
+        "0": "$0.25",
+        "1": "$0.50",
     }
     assert re.search(rf"2 kept, 0 dropped, {re.escape(dollars(0.125))}(?!\d)", page.text)
     assert "answers by m-1, the seed file; rewritten by e-2" in page.text
