@@ -38,8 +38,8 @@ lock: .venv/.uv
 	$(BIN)/uv sync --quiet --frozen --inexact --python $(BIN)/python
 	touch $@
 
-# PyTorch is not in the lock: there every build for Linux brings gigabytes of CUDA packages along.
+# PyTorch is not in the lock: there every build for Linux brings gigabytes of CUDA packages along. Nor is peft, which asks for it.
 .venv/.installed-tests: .venv/.installed
 	$(BIN)/uv sync --quiet --frozen --inexact --group test --python $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 peft==0.21.2
 	touch $@
