@@ -6,14 +6,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from wizard_jax.data.config import DataError, RowsPerStep, TrainedTokensPerStep
+from wizard_jax.data.config import ConversationsPerStep, DataError, RowsPerStep, TrainedTokensPerStep
 from wizard_jax.data.packing import PackStats
-from wizard_jax.data.steps import StepRows, row_indices, step_rows
+from wizard_jax.data.steps import Sizing, StepRows, row_indices, step_rows
 
 
-def stats(rows: int, trained: int) -> PackStats:
-    whole = {"seq_len": 8, "rows": rows, "conversations": rows, "tokens": trained, "trained_tokens": trained}
-    return PackStats(**whole, candidates=rows, truncated=0, dropped=0, untrained=0)
+def stats(rows: int, trained: int, conversations: int | None = None) -> PackStats:
+    held = rows if conversations is None else conversations
+    whole = {"seq_len": 8, "rows": rows, "conversations": held, "tokens": trained, "trained_tokens": trained}
+    return PackStats(**whole, candidates=held, truncated=0, dropped=0, untrained=0)
 
 
 def test_the_docstring_shows_what_happens() -> None:
@@ -49,11 +50,39 @@ def test_whole_rows_are_taken_as_they_are() -> None:
 
 @pytest.mark.parametrize(
     "sizing",
-    [RowsPerStep(rows=10), RowsPerStep(rows=0), TrainedTokensPerStep(tokens=0), TrainedTokensPerStep(tokens=9)],
+    [
+        RowsPerStep(rows=10),
+        RowsPerStep(rows=0),
+        TrainedTokensPerStep(tokens=0),
+        TrainedTokensPerStep(tokens=9),
+        ConversationsPerStep(conversations=0),
+        ConversationsPerStep(conversations=2),
+    ],
 )
-def test_a_step_that_cannot_be_made_is_refused(sizing: RowsPerStep | TrainedTokensPerStep) -> None:
+def test_a_step_that_cannot_be_made_is_refused(sizing: Sizing) -> None:
     with pytest.raises(DataError):
-        step_rows(sizing, stats=stats(rows=10, trained=100), multiple_of=4)
+        step_rows(sizing, stats=stats(rows=10, trained=100, conversations=30), multiple_of=4)
+
+
+def test_a_published_batch_of_conversations_is_kept_when_they_are_packed() -> None:
+    taken = step_rows(
+        ConversationsPerStep(conversations=64), stats=stats(rows=1_000, trained=1, conversations=3_600), multiple_of=8
+    )
+    assert taken.per_step * Fraction(3_600, 1_000) == 64
+    assert taken.batch_rows == 24
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 4), st.sampled_from([0.5, 1, 2, 2.75, 3]))
+def test_epochs_end_where_every_row_was_seen_as_often_as_asked(
+    rows: int, conversations: int, multiple_of: int, epochs: float
+) -> None:
+    assume(conversations >= rows)
+    sizing = ConversationsPerStep(conversations=conversations)
+    taken = step_rows(sizing, stats=stats(rows, rows, conversations), multiple_of=multiple_of, epochs=epochs)
+    places = [place for step in range(taken.steps) for place in taken.of(step)]
+    assert places == list(range(max(1, round(epochs * rows))))
+    assert taken.of(taken.steps - 1)
+    assert not taken.of(taken.steps)
 
 
 def test_the_order_of_a_seed_stays_what_it_is() -> None:

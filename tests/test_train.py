@@ -23,7 +23,7 @@ from configs.interrupt import Interrupted
 from configs.loader import dump
 from data_gen.records import Record, Turn
 from data_gen.shards import write_dataset
-from wizard_jax.data.config import DataConfig, DataError, RowsPerStep, TrainedTokensPerStep
+from wizard_jax.data.config import ConversationsPerStep, DataConfig, DataError, RowsPerStep, TrainedTokensPerStep
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import abstract_params, count_params
 from wizard_jax.model.sharding import MeshConfig
@@ -237,6 +237,20 @@ def test_no_steps_save_the_initial_weights(config: TrainConfig, tmp_path: pathli
     assert (summary["steps"], summary["tokens"], summary["first_loss"]) == (0, 0, None)
     initial = weights(tmp_path / "run", config, step=0)
     assert float(np.std(initial["embed"])) == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_run_of_epochs_trains_on_every_token_as_often(config: TrainConfig, tmp_path: pathlib.Path) -> None:
+    config = dataclasses.replace(config, steps=None, epochs=2.0, batch=ConversationsPerStep(conversations=50))
+    summary = train(config, tmp_path / "run", progress=quiet)
+    packing = summary["packing"]
+    assert summary["steps"] == 3  # 2 x 60 conversations, 50 a step
+    assert (summary["tokens"], summary["trained_tokens"]) == (2 * packing["tokens"], 2 * packing["trained_tokens"])
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(None, None), (1, 1.0), (None, 0.0), (-1, None)])
+def test_a_run_has_one_length(config: TrainConfig, steps: int | None, epochs: float | None) -> None:
+    with pytest.raises(UserError, match=r"steps|epochs"):
+        dataclasses.replace(config, steps=steps, epochs=epochs)
 
 
 def test_a_run_starts_from_the_weights_of_another(

@@ -78,7 +78,8 @@ def model_card(model: OpenedModel, *, dtype: str, chat_format: str) -> str:
     stage = read_identity(model.path).stage
     if stage == "train":
         run = load_config(TrainConfig, model.path)
-        lines += ["", f"Checkpoint {model.step} of {run.steps} steps.", "", "## Data"]
+        length = f"{run.epochs:g} epochs" if run.steps is None else f"{run.steps} steps"
+        lines += ["", f"Checkpoint {model.step} of {length}.", "", "## Data"]
         lines += [line for dataset in model.trained_on for line in _data_lines(Path(dataset))]
         lines += ["", "## Settings", "", "```", dump(run).rstrip(), "```"]
     else:

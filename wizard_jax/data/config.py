@@ -54,6 +54,13 @@ class RowsPerStep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConversationsPerStep:
+    """As many rows as hold that many conversations on average: the batch of a recipe that was trained unpacked."""
+
+    conversations: int = setting(doc="conversations in a step, over all devices and microbatches")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainedTokensPerStep:
     """As many rows as hold that many trained tokens on average (steps may differ by one row).
 

@@ -186,11 +186,6 @@ class PackStats:
         return self.tokens / (self.rows * self.seq_len)
 
     @property
-    def mean_trained_tokens(self) -> float:
-        """Of a row."""
-        return self.trained_tokens / self.rows
-
-    @property
     def lost_share(self) -> float:
         """Of conversations, those that are not there whole; `truncated` is of the packed ones, the others of all."""
         usable = self.candidates - self.dropped - self.untrained

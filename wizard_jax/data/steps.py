@@ -9,9 +9,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from wizard_jax.data.config import DataError, RowsPerStep, TrainedTokensPerStep
+from wizard_jax.data.config import ConversationsPerStep, DataError, RowsPerStep, TrainedTokensPerStep
 from wizard_jax.data.order import seeded_order
 from wizard_jax.data.packing import PackStats
+
+Sizing = RowsPerStep | ConversationsPerStep | TrainedTokensPerStep
 
 
 @dataclass(frozen=True)
@@ -22,24 +24,35 @@ class StepRows:
 
         per_step 5/2, batch_rows 3       step 0: rows 0 1 -    step 1: rows 2 3 4    step 2: rows 5 6 -
 
-    so that any number of trained tokens a step can be kept, on any number of devices.
+    so that any number of trained tokens a step can be kept, on any number of devices. With `end`, the order ends
+    there: the last step takes what is left, so that each row is seen once in every epoch.
     """
 
     per_step: Fraction
     batch_rows: int
     """A multiple of what batches are divided by."""
+    end: int | None = None
 
     def of(self, step: int) -> range:
         """The places in the endless order that a step takes."""
-        return range(math.floor(step * self.per_step), math.floor((step + 1) * self.per_step))
+        first, last = (math.floor(at * self.per_step) for at in (step, step + 1))
+        return range(first, last) if self.end is None else range(min(first, self.end), min(last, self.end))
+
+    @property
+    def steps(self) -> int:
+        """Until `end`."""
+        assert self.end is not None
+        return math.ceil(self.end / self.per_step)
 
 
-def step_rows(sizing: RowsPerStep | TrainedTokensPerStep, *, stats: PackStats, multiple_of: int = 1) -> StepRows:
+def step_rows(sizing: Sizing, *, stats: PackStats, multiple_of: int = 1, epochs: float | None = None) -> StepRows:
     """The rows of a step; `multiple_of` is what they are divided by (devices along the batch x microbatches).
 
     Raises:
-      DataError: `rows` is no positive multiple of `multiple_of`, or `tokens` is less than a row holds on average.
+      DataError: `rows` is no positive multiple of `multiple_of`, or `tokens` or `conversations` are less than a row
+        holds on average.
     """
+    end = None if epochs is None else max(1, round(epochs * stats.rows))
     if isinstance(sizing, RowsPerStep):
         if sizing.rows < 1 or sizing.rows % multiple_of:
             near = max(1, round(sizing.rows / multiple_of)) * multiple_of
@@ -47,14 +60,18 @@ def step_rows(sizing: RowsPerStep | TrainedTokensPerStep, *, stats: PackStats, m
                 f"{sizing.rows} rows a step are no positive multiple of {multiple_of} "
                 f"(devices along the batch x microbatches): use {near}"
             )
-        return StepRows(Fraction(sizing.rows), sizing.rows)
-    per_step = Fraction(sizing.tokens * stats.rows, stats.trained_tokens)
+        return StepRows(Fraction(sizing.rows), sizing.rows, end)
+    if isinstance(sizing, ConversationsPerStep):
+        asked, there, what = sizing.conversations, stats.conversations, "conversations"
+    else:
+        asked, there, what = sizing.tokens, stats.trained_tokens, "trained tokens"
+    per_step = Fraction(asked * stats.rows, there)
     if per_step < 1:
         raise DataError(
-            f"{sizing.tokens} trained tokens a step: a packed row holds {stats.mean_trained_tokens:.0f} on average, "
+            f"{asked} {what} a step: a packed row holds {there / stats.rows:.0f} on average, "
             "so ask for at least that many"
         )
-    return StepRows(per_step, math.ceil(per_step / multiple_of) * multiple_of)
+    return StepRows(per_step, math.ceil(per_step / multiple_of) * multiple_of, end)
 
 
 def row_indices(places: range, *, rows: int, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import dataclasses
 
 from configs.errors import UserError
 from configs.loader import setting
-from wizard_jax.data.config import DataConfig, RowsPerStep, TrainedTokensPerStep
+from wizard_jax.data.config import ConversationsPerStep, DataConfig, RowsPerStep, TrainedTokensPerStep
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import MeshConfig
 from wizard_jax.train.optimizer import AdamW
@@ -38,10 +38,11 @@ class TrainConfig:
     init: RandomInit | FromCheckpoint = setting(doc="where the weights come from")
     tokenizer: str = setting(doc="path of tokenizer.model")
     data: DataConfig = setting(doc="what is trained on")
-    batch: RowsPerStep | TrainedTokensPerStep = setting(doc="how much of it a step sees")
+    batch: RowsPerStep | ConversationsPerStep | TrainedTokensPerStep = setting(doc="how much of it a step sees")
     gradient_accumulation: int = setting(1, doc="microbatches a step is split into, to save memory")
     optimizer: AdamW = setting(doc="how gradients change weights")
-    steps: int = setting(doc="updates in the whole run; 0 saves the initial weights")
+    steps: int | None = setting(None, doc="updates in the whole run; 0 saves the initial weights")
+    epochs: float | None = setting(None, doc="instead of steps: how often every packed row is seen")
     seed: int = setting(0, doc="of the order of the data")
     mesh: MeshConfig = setting(MeshConfig(), operational=True, doc="how devices divide the work")
     checkpoint_every: int = setting(500, operational=True, doc="steps between checkpoints; the last is always saved")
@@ -52,7 +53,12 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise UserError(f"steps is {self.steps} and epochs {self.epochs}: give one of them, and None for the other")
+        if self.epochs is not None and self.epochs <= 0:
+            raise UserError(f"epochs is {self.epochs}: it must be above 0")
         least = {"steps": 0, "gradient_accumulation": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1}
         for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {minimum}")
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UserError(f"{name} is {value}: it must be at least {minimum}")

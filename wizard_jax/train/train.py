@@ -74,7 +74,8 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
         cache = Path(config.pack_cache) if config.pack_cache else folder.path.absolute().parent / "packed"
         packed = pack(config.data, tokenizer, cache_dir=cache, progress=progress)
         microbatch_ways = math.prod(mesh.shape[axis] for axis in RULES["batch"]) * config.gradient_accumulation
-        rows = step_rows(config.batch, stats=packed.stats, multiple_of=microbatch_ways)
+        rows = step_rows(config.batch, stats=packed.stats, multiple_of=microbatch_ways, epochs=config.epochs)
+        total = rows.steps if config.steps is None else config.steps
         _pin_input(folder.path, tokenizer=tokenizer, packed=packed, rows=rows)
 
         with jax.set_mesh(mesh), _checkpoints(config, folder.path) as checkpoints, stop_flag() as stop:
@@ -82,7 +83,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
             steps = make_steps(
                 config.model,
                 optimizer=config.optimizer,
-                total_steps=config.steps,
+                total_steps=total,
                 gradient_accumulation=config.gradient_accumulation,
                 mesh=mesh,
             )
@@ -94,15 +95,15 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
             saved = None if restored is None else done
 
             # Loop
-            with Recorder(folder.path, step=done, total=config.steps, progress=progress) as recorder:
+            with Recorder(folder.path, step=done, total=total, progress=progress) as recorder:
                 data = _on_devices(packed, mesh=mesh, rows=rows, seed=config.seed, step=done)
-                while done < config.steps and stop.exit_code is None:
+                while done < total and stop.exit_code is None:
                     state, metrics = steps.train(state, next(data))
                     done += 1
                     recorder.add(done, metrics)
                     if done % config.log_every == 0 or recorder.is_first:
                         recorder.record(lag=0 if recorder.is_first else 1)
-                    if done % config.checkpoint_every == 0 and done < config.steps:
+                    if done % config.checkpoint_every == 0 and done < total:
                         recorder.record(lag=0)  # a checkpoint never knows more than the log
                         checkpoints.save(done, _trees(state))
                         saved = done
@@ -115,7 +116,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
             stop.raise_if_set()
 
         # Summary
-        summary = _summary(config, folder.path, packed=packed, rows=rows)
+        summary = _summary(config, folder.path, packed=packed, rows=rows, steps=total)
         folder.complete(summary)
         return summary
 
@@ -268,12 +269,12 @@ def _on_devices(
         yield {name: place(sharding, column) for name, column in batch._asdict().items()}
 
 
-def _summary(config: TrainConfig, folder: Path, *, packed: PackedFolder, rows: StepRows) -> dict[str, Any]:
+def _summary(config: TrainConfig, folder: Path, *, packed: PackedFolder, rows: StepRows, steps: int) -> dict[str, Any]:
     """Of all steps, whatever processes did them. Tokens a second is the median: compilation is in the seconds."""
     lines = read_metrics(folder)
     speeds = [line[TIMING]["tokens_per_second"] for line in lines]
     return {
-        "steps": config.steps,
+        "steps": steps,
         "parameters": count_params(config.model),
         "rows_per_step": float(rows.per_step),
         "trained_tokens": sum(line["trained_tokens"] for line in lines),
