@@ -169,6 +169,7 @@ def ours(tokens: np.ndarray, *, unroll: int) -> tuple[int, Step]:
         "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
         "segment_ids": np.ones((rows, length), np.int32),
         "loss_weights": np.ones((rows, length), np.float32),
+        "halt": np.zeros(rows, np.int32),
     }
     with jax.set_mesh(mesh):
         steps = make_steps(

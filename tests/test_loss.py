@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wizard_jax.train.loss import Loss, cross_entropy
+from wizard_jax.train.loss import Loss, cross_entropy, token_losses
 
 BATCH, LENGTH, D_MODEL = 3, 50, 16
 
@@ -36,6 +36,21 @@ def in_blocks(given: dict[str, jax.Array], block_positions: int) -> Loss:
         weights_BxL=given["weights"],
         block_positions=block_positions,
     )
+
+
+@pytest.mark.parametrize("block_positions", [1, 16, 25, 512])
+def test_losses_of_positions_are_those_of_the_formula(block_positions: int) -> None:
+    given = arrays(96)
+    found = token_losses(
+        given["hidden"],
+        unembedding_DxV=given["unembedding"],
+        targets_BxL=given["targets"],
+        weights_BxL=given["weights"],
+        block_positions=block_positions,
+    )
+    log_probabilities = jax.nn.log_softmax(given["hidden"] @ given["unembedding"])
+    picked = jnp.take_along_axis(log_probabilities, given["targets"][..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(found, -given["weights"] * picked, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("vocabulary", "block_positions"), [(7, 1), (512, 25), (1000, 50), (1000, 512), (3001, 16)])

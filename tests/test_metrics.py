@@ -100,6 +100,7 @@ def metrics(loss: float) -> StepMetrics:
         grad_norm=one,
         learning_rate=one,
         tokens=jnp.int32(7),
+        halt=jnp.int32(0),
     )
 
 

@@ -16,7 +16,7 @@ from wizard_jax.model.decoder import init_params
 from wizard_jax.model.sharding import MeshConfig, batch_sharding, make_mesh
 from wizard_jax.train.loss import Loss
 from wizard_jax.train.optimizer import AdamW
-from wizard_jax.train.step import StepMetrics, Steps, TrainState, batch_loss, make_steps
+from wizard_jax.train.step import StepMetrics, Steps, TrainState, abstract_batch, batch_loss, make_steps
 
 MODEL = ModelConfig(
     vocab_size=96, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, initializer_range=0.1
@@ -48,6 +48,7 @@ def rows_of(groups: list[list[int]]) -> dict[str, np.ndarray]:
     names = ("tokens", "targets", "positions", "segment_ids")
     columns = {name: np.zeros((len(groups), LENGTH), np.int32) for name in names}
     columns["loss_weights"] = np.zeros((len(groups), LENGTH), np.float32)
+    columns["halt"] = np.zeros(len(groups), np.int32)
     made = conversations()
     for row, group in enumerate(groups):
         at = 0
@@ -146,6 +147,49 @@ def test_packed_rows_give_the_loss_and_gradients_of_one_conversation_a_row() -> 
     alone, alone_gradients = gradient(weights(), rows_of([[index] for index in range(2 * ROWS)]))
     np.testing.assert_allclose(packed, alone, rtol=1e-6)
     assert_trees_close(packed_gradients, alone_gradients, atol=1e-7)
+
+
+def test_losses_of_positions_add_up_to_the_loss_and_lie_everywhere() -> None:
+    mesh = make_mesh(MeshConfig(slice=2, tensor=2))
+    columns = rows_of(PACKED)
+    with jax.set_mesh(mesh):
+        steps = steps_on(mesh)
+        state = steps.init(jax.random.key(0))
+        found = steps.evaluate(state, jax.device_put(columns, batch_sharding(mesh)))
+    assert found.sharding.is_fully_replicated
+    assert (found.shape, found.dtype) == ((ROWS, LENGTH), jnp.float32)
+    assert not np.asarray(found)[columns["loss_weights"] == 0].any()
+    for row in range(ROWS):
+        one = {name: jnp.asarray(column[row : row + 1]) for name, column in columns.items()}
+        np.testing.assert_allclose(found[row].sum(), batch_loss(weights(), one, model=MODEL).total, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("code", "updates"), [(0, 1), (1, 1), (2, 0)])
+def test_every_process_learns_that_one_halts_and_a_batch_with_missing_rows_changes_nothing(
+    code: int, updates: int
+) -> None:
+    config, _ = MESHES["8 of fsdp"]
+    mesh = make_mesh(config)
+    columns = rows_of([*PACKED[:-1], []])
+    columns["halt"][-1] = code
+    with jax.set_mesh(mesh):
+        steps = steps_on(mesh, gradient_accumulation=1)
+        before = steps.init(jax.random.key(0))
+        kept = jax.device_get(before)
+        after, metrics = steps.train(before, jax.device_put(columns, batch_sharding(mesh)))
+    assert metrics.halt == code
+    assert after.step == updates
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), jax.device_get(after), kept)
+    assert all(jax.tree.leaves(same)) is (updates == 0)
+
+
+def test_the_abstract_batch_is_what_training_is_fed() -> None:
+    mesh = make_mesh(MeshConfig(tensor=2))
+    abstract = abstract_batch(rows=ROWS, seq_len=LENGTH, mesh=mesh)
+    fed = jax.device_put(rows_of(PACKED), batch_sharding(mesh))
+    assert {name: (c.shape, c.dtype, c.sharding) for name, c in abstract.items()} == {
+        name: (c.shape, c.dtype, c.sharding) for name, c in fed.items()
+    }
 
 
 def test_every_leaf_of_the_state_is_declared_with_a_sharding_and_lies_there() -> None:

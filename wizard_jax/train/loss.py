@@ -117,3 +117,35 @@ def _one_block(
     loss = (weights_BxP * (log_normaliser_BxP - target_logit_BxP)).sum()
     probabilities_BxPxV = jnp.exp(logits_BxPxV - log_normaliser_BxP[..., None])
     return loss, weights_BxP[..., None] * (probabilities_BxPxV - is_target_BxPxV.astype(jnp.float32))
+
+
+def token_losses(
+    hidden_BxLxD: jax.Array,
+    *,
+    unembedding_DxV: jax.Array,
+    targets_BxL: jax.Array,
+    weights_BxL: jax.Array,
+    block_positions: int = BLOCK_POSITIONS,
+) -> jax.Array:
+    """`weight * -log softmax(hidden @ unembedding)[target]` of every position: float32 [B, L].
+
+    In blocks as `cross_entropy`, whose total is the sum of these; not meant to be differentiated.
+    """
+    batch, length = targets_BxL.shape
+    block = min(block_positions, length)
+    unembedding_DxV = unembedding_DxV.astype(hidden_BxLxD.dtype)
+
+    def blocks(array: jax.Array) -> jax.Array:
+        filled = jnp.pad(array, ((0, 0), (0, -length % block)) + ((0, 0),) * (array.ndim - 2))
+        return jnp.moveaxis(filled.reshape(batch, -1, block, *array.shape[2:]), 1, 0)
+
+    def losses(part: tuple[jax.Array, ...]) -> jax.Array:
+        hidden_BxPxD, targets_BxP, weights_BxP = part
+        logits_BxPxV = jnp.einsum("bpd,dv->bpv", hidden_BxPxD, unembedding_DxV, preferred_element_type=jnp.float32)
+        is_target_BxPxV = targets_BxP[..., None] == jnp.arange(logits_BxPxV.shape[-1], dtype=targets_BxP.dtype)
+        target_logit_BxP = jnp.where(is_target_BxPxV, logits_BxPxV, 0.0).sum(axis=-1)
+        return weights_BxP * (jax.nn.logsumexp(logits_BxPxV, axis=-1) - target_logit_BxP)
+
+    weights_BxL = weights_BxL.astype(jnp.float32)
+    found_NxBxP = jax.lax.map(losses, (blocks(hidden_BxLxD), blocks(targets_BxL), blocks(weights_BxL)))
+    return jnp.moveaxis(found_NxBxP, 0, 1).reshape(batch, -1)[:, :length]

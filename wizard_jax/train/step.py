@@ -17,10 +17,14 @@ from jax.sharding import Mesh
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import abstract_params, hidden_states, init_params, logical_axes, unembedding
 from wizard_jax.model.sharding import batch_sharding, constrain, replicated, shardings
-from wizard_jax.train.loss import Loss, cross_entropy
+from wizard_jax.train.loss import Loss, cross_entropy, token_losses
 from wizard_jax.train.optimizer import AdamW, learning_rate, make_optimizer
 
 Columns = dict[str, jax.Array]
+
+HALT = "halt"
+STOP_AFTER = 1
+"""The largest code in `halt` with which a batch is whole: the update is made, and is the last."""
 
 
 class TrainState(NamedTuple):
@@ -32,7 +36,7 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one update: float32, but `tokens` (int32: all that are not padding)."""
+    """Scalars of one update: float32, but `tokens` (all that are not padding) and `halt`, which are int32."""
 
     loss_sum: jax.Array
     weight: jax.Array
@@ -40,6 +44,7 @@ class StepMetrics(NamedTuple):
     grad_norm: jax.Array
     learning_rate: jax.Array
     tokens: jax.Array
+    halt: jax.Array
 
 
 class Steps(NamedTuple):
@@ -49,6 +54,7 @@ class Steps(NamedTuple):
     init: Callable[[jax.Array], TrainState]
     start: Callable[[Any], TrainState]
     train: Callable[[TrainState, Columns], tuple[TrainState, StepMetrics]]
+    evaluate: Callable[[TrainState, Columns], jax.Array]
 
 
 @functools.lru_cache(maxsize=4)  # runs of one process that differ in their data alone compile once
@@ -58,8 +64,12 @@ def make_steps(
     """Everything of a run that depends on no data.
 
     `init(key)` makes random weights, `start(params)` takes given ones; both are placed as `abstract` says.
-    `train(state, batch)` donates the state. `batch` has the [B, L] columns of a `Batch`, by name; its rows are
-    split over the mesh's `slice` and `fsdp`, which with the microbatches must divide B.
+    `train(state, batch)` donates the state. `batch` is as `abstract_batch` says: its rows are split over the mesh's
+    `slice` and `fsdp`, which with the microbatches must divide B. The largest `halt` of all rows comes back in
+    the metrics, so that all processes learn in the same step that one of them must stop; above STOP_AFTER, rows
+    are missing, and the state stays what it was.
+    `evaluate(state, batch)` is weight x cross-entropy of every position, float32 [B, L], on every device; it
+    needs no `halt`.
     """
     transform = make_optimizer(optimizer, total_steps=total_steps)
     start = functools.partial(_start, transform=transform)
@@ -67,11 +77,14 @@ def make_steps(
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def train(state: TrainState, batch: Columns) -> tuple[TrainState, StepMetrics]:
-        loss, gradients = _gradients(state.params, batch, model=model, microbatches=gradient_accumulation)
+        halt = batch[HALT].max()
+        columns = {name: column for name, column in batch.items() if name != HALT}
+        loss, gradients = _gradients(state.params, columns, model=model, microbatches=gradient_accumulation)
         with jax.named_scope("optimizer"):
             gradients = jax.tree.map(lambda g: g / loss.weight, gradients)
             updates, opt_state = transform.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
+        updated = TrainState(state.step + 1, params, opt_state)
         metrics = StepMetrics(
             loss_sum=loss.total,
             weight=loss.weight,
@@ -79,8 +92,19 @@ def make_steps(
             grad_norm=optax.tree.norm(gradients),
             learning_rate=learning_rate(state.step, config=optimizer, total_steps=total_steps),
             tokens=(batch["segment_ids"] > 0).sum(dtype=jnp.int32),
+            halt=halt,
         )
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return _chosen(halt <= STOP_AFTER, updated, state), metrics
+
+    def evaluate(state: TrainState, batch: Columns) -> jax.Array:
+        hidden_BxLxD, matrix_DxV = _hidden_and_unembedding(state.params, batch, model=model)
+        with jax.named_scope("loss"):
+            return token_losses(
+                hidden_BxLxD,
+                unembedding_DxV=matrix_DxV,
+                targets_BxL=batch["targets"],
+                weights_BxL=batch["loss_weights"],
+            )
 
     return Steps(
         abstract=abstract,
@@ -92,7 +116,31 @@ def make_steps(
             out_shardings=(placed, replicated(mesh)),
             donate_argnums=0,
         ),
+        evaluate=jax.jit(evaluate, in_shardings=(placed, batch_sharding(mesh)), out_shardings=replicated(mesh)),
     )
+
+
+def abstract_batch(*, rows: int, seq_len: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `Steps.train` takes: the columns of a `data.pipeline.Batch`, [B, L], and `halt`, int32 [B].
+
+    Every process fills its rows of `halt`: 0 go on, STOP_AFTER the last step, above it the data has failed.
+    """
+    placed = batch_sharding(mesh)
+
+    def abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)  # type: ignore[no-untyped-call]  # jax leaves it so
+
+    whole_numbers = ("tokens", "targets", "positions", "segment_ids")
+    return {
+        **{name: abstract((rows, seq_len), jnp.int32) for name in whole_numbers},
+        "loss_weights": abstract((rows, seq_len), jnp.float32),
+        HALT: abstract((rows,), jnp.int32),
+    }
+
+
+def _chosen(take: jax.Array, then: Any, otherwise: Any) -> Any:
+    """One of two trees of equal shapes, leaf by leaf: fused into what makes the leaves, so that nothing is copied."""
+    return jax.tree.map(lambda a, b: jnp.where(take, a, b), then, otherwise)
 
 
 def _start(params: Any, *, transform: optax.GradientTransformation) -> TrainState:
@@ -153,6 +201,18 @@ def _gradients(params: Any, batch: Columns, *, model: ModelConfig, microbatches:
 
 def batch_loss(params: Any, batch: Columns, *, model: ModelConfig) -> Loss:
     """The weighted sum of cross-entropies of a packed batch, and the sum of its weights."""
+    hidden_BxLxD, matrix_DxV = _hidden_and_unembedding(params, batch, model=model)
+    with jax.named_scope("loss"):
+        return cross_entropy(
+            hidden_BxLxD,
+            unembedding_DxV=matrix_DxV,
+            targets_BxL=batch["targets"],
+            weights_BxL=batch["loss_weights"],
+        )
+
+
+def _hidden_and_unembedding(params: Any, batch: Columns, *, model: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """[B, L, D] and [D, V], both in the compute dtype."""
     hidden_BxLxD = hidden_states(
         params,
         tokens=batch["tokens"],
@@ -163,9 +223,4 @@ def batch_loss(params: Any, batch: Columns, *, model: ModelConfig) -> Loss:
     with jax.named_scope("loss"):
         # In the compute dtype before it is gathered, and gathered once, not in every block.
         matrix_DxV = unembedding(params, config=model).astype(hidden_BxLxD.dtype)
-        return cross_entropy(
-            hidden_BxLxD,
-            unembedding_DxV=constrain(matrix_DxV, (None, "vocab")),
-            targets_BxL=batch["targets"],
-            weights_BxL=batch["loss_weights"],
-        )
+        return hidden_BxLxD, constrain(matrix_DxV, (None, "vocab"))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -38,7 +39,7 @@ from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
 from wizard_jax.train.metrics import TIMING, Recorder, read_metrics
-from wizard_jax.train.step import Steps, TrainState, make_steps
+from wizard_jax.train.step import HALT, Steps, TrainState, make_steps
 
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.model"
@@ -266,7 +267,8 @@ def _on_devices(
         process_count=jax.process_count(),
     ):
         place: Callable[..., jax.Array] = jax.make_array_from_process_local_data
-        yield {name: place(sharding, column) for name, column in batch._asdict().items()}
+        columns = {**batch._asdict(), HALT: np.zeros(len(batch.tokens), np.int32)}
+        yield {name: place(sharding, column) for name, column in columns.items()}
 
 
 def _summary(config: TrainConfig, folder: Path, *, packed: PackedFolder, rows: StepRows, steps: int) -> dict[str, Any]:
