@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,12 +27,14 @@ from data_gen.config import (
     SimulatedSeeds,
 )
 from data_gen.generate import generate
+from wizard_jax.data.config import ConversationsPerStep
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.train.config import TrainConfig
+from wizard_jax.train.optimizer import AdamW
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ROOTS: dict[str, type] = {"evolve": EvolveConfig, "answer": AnswerConfig, "train": TrainConfig, "eval": EvalConfig}
-"""Folder, which is also the verb -> what its files configure. Files of models/ are included by others."""
+"""Folder, which is also the verb -> what its files configure. Files of other folders are included by them."""
 
 LEFT_OPEN = {
     "seeds.path": "seeds.jsonl",
@@ -58,7 +61,7 @@ def header(file: Path) -> list[str]:
 
 
 def test_every_folder_has_its_stage() -> None:
-    assert {file.parent.name for file in FILES} == {*ROOTS, "models"}
+    assert {file.parent.name for file in FILES} == {*ROOTS, "models", "recipes"}
 
 
 def left_open(root: type, file: Path) -> list[str]:
@@ -105,6 +108,32 @@ def test_evol_instruct_is_the_published_one_unless_told_otherwise(names: tuple[s
     # Beyond the paper: what complicate_input adds must parse, and a paraphrase must ask the same.
     checked = () if files else ("invalid_input", "changed_meaning")
     assert config.eliminate == (*rules, *checked)
+
+
+@pytest.mark.parametrize(
+    ("name", "conversations", "warmup_steps"),
+    [("wizardlm_7b", 64, 2), ("wizardlm_13b", 384, 50), ("wizardcoder_15b", 512, 30)],
+)
+def test_training_is_the_published_one(name: str, conversations: int, warmup_steps: int) -> None:
+    config = load(TrainConfig, [CONFIGS / "train" / f"{name}.gin"])
+    assert config.batch == ConversationsPerStep(conversations=conversations)
+    assert (config.epochs, config.data.seq_len) == (3.0, 2048)
+    assert isinstance(config.optimizer, AdamW)
+    assert (config.optimizer.peak_lr, config.optimizer.warmup_steps) == (2e-5, warmup_steps)
+    assert (config.optimizer.b1, config.optimizer.b2, config.optimizer.eps) == (0.9, 0.999, 1e-8)
+    assert config.optimizer.schedule == "cosine"
+    assert (config.optimizer.weight_decay, config.optimizer.final_lr_fraction) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["wizardlm_7b", "wizardlm_13b"])
+def test_a_recipe_s_header_says_how_many_steps_it_has(name: str) -> None:
+    file = CONFIGS / "train" / f"{name}.gin"
+    config = load(TrainConfig, [file])
+    assert isinstance(config.batch, ConversationsPerStep)
+    assert config.epochs is not None
+    assert config.data.selection.examples is not None
+    steps = math.ceil(config.epochs * config.data.selection.examples / config.batch.conversations)
+    assert f" {steps:,} steps." in " ".join(header(file))
 
 
 def evolving(name: str) -> tuple[EvolveConfig, str]:

@@ -1,4 +1,4 @@
-"""The shipped LLaMA-2 files describe the published networks."""
+"""The shipped LLaMA files describe the published networks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ class Root:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("llama2_7b", 6_738_415_616), ("llama2_13b", 13_015_864_320), ("llama2_70b", 68_976_648_192)],
+    [
+        ("llama_7b", 6_738_415_616),
+        ("llama_13b", 13_015_864_320),
+        ("llama2_7b", 6_738_415_616),
+        ("llama2_13b", 13_015_864_320),
+        ("llama2_70b", 68_976_648_192),
+        ("codellama_13b", 13_016_028_160),
+    ],
 )
 def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> None:
     assert count_params(load(Root, [MODELS / f"{name}.gin"]).model) == parameters

@@ -39,7 +39,9 @@ class TrainConfig:
     tokenizer: str = setting(doc="path of tokenizer.model")
     data: DataConfig = setting(doc="what is trained on")
     batch: RowsPerStep | ConversationsPerStep | TrainedTokensPerStep = setting(doc="how much of it a step sees")
-    gradient_accumulation: int = setting(1, doc="microbatches a step is split into, to save memory")
+    gradient_accumulation: int = setting(
+        1, operational=True, doc="microbatches a step is split into, to save memory; the step is the same"
+    )
     optimizer: AdamW = setting(doc="how gradients change weights")
     steps: int | None = setting(None, doc="updates in the whole run; 0 saves the initial weights")
     epochs: float | None = setting(None, doc="instead of steps: how often every packed row is seen")
