@@ -21,7 +21,7 @@ from data_gen.config import SeedFile
 from data_gen.shards import read_dataset
 from data_gen.sources import load_seeds
 from wizard_jax.chat import encode_conversation, get_format, segments
-from wizard_jax.data.packing import plan_packing
+from wizard_jax.data.planning import plan_packing
 from wizard_jax.progress import show_table
 from wizard_jax.tokenizer import train_tokenizer
 

@@ -15,7 +15,9 @@ from data_gen import shards
 from data_gen.records import Record, Turn
 from wizard_jax import chat
 from wizard_jax.data.config import DataConfig, DataError, Selection
-from wizard_jax.data.packing import PackedFolder, Row, pack, plan_packing
+from wizard_jax.data.packing import PackedFolder, pack
+from wizard_jax.data.planning import plan_packing
+from wizard_jax.data.rows import Row
 from wizard_jax.tokenizer import Tokenizer, train_tokenizer
 
 SEEDS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "self_instruct_seed_tasks.jsonl"
@@ -335,6 +337,90 @@ def test_a_selection_that_cannot_be_met_is_refused(
     with pytest.raises(DataError, match=message):
         pack(config(dataset, selection=selection), tokenizer, cache_dir=tmp_path)
     assert not [item for item in tmp_path.iterdir() if item.suffix != ".lock"]
+
+
+# --- held out
+
+
+def lineages_of(packed: PackedFolder, tokenizer: Tokenizer, dataset: pathlib.Path) -> set[tuple[str, int]]:
+    """(lineage, round) of what was packed, found again by its tokens."""
+    known = {}
+    for item in shards.read_dataset(dataset):
+        encoded = chat.encode_conversation(item.turns, chat_format=chat.get_format("wizardlm_7b"), tokenizer=tokenizer)
+        known.setdefault(tuple(encoded.tokens.tolist()), []).append((item.lineage, item.round))
+    return {(lineage, number) for tokens, _ in conversations_of(packed) for lineage, number in known[tokens]}
+
+
+@pytest.fixture(scope="module")
+def distinct(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """40 lineages of 3 rounds, each of its own words, from two sources."""
+    records = [
+        Record(
+            id=f"{lineage:06d}/{number}",
+            lineage=f"{lineage:06d}",
+            turns=(Turn("user", f"fig {lineage} {number}"), Turn("assistant", "jam " * (1 + number))),
+            round=number,
+            source=("a.jsonl", "b.jsonl")[lineage % 2],
+        )
+        for lineage in range(40)
+        for number in range(3)
+    ]
+    return write(records, tmp_path_factory.mktemp("distinct") / "dataset")
+
+
+def test_held_out_lineages_are_not_trained_on_in_any_round(
+    distinct: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path
+) -> None:
+    asked = config(distinct, held_out_share=0.25)
+    found = {
+        part: lineages_of(pack(asked, tokenizer, cache_dir=tmp_path, part=part), tokenizer, distinct)
+        for part in ("train", "held_out")
+    }
+    assert len(found["train"]) + len(found["held_out"]) == 120
+    sides = {part: {lineage for lineage, _ in pairs} for part, pairs in found.items()}
+    assert not sides["train"] & sides["held_out"]
+    assert 5 <= len(sides["held_out"]) <= 15  # 10 expected of 40
+
+
+def test_the_same_lineages_are_held_out_whatever_is_selected(
+    distinct: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path
+) -> None:
+    def held_out(**selection: object) -> set[tuple[str, int]]:
+        asked = config(distinct, held_out_share=0.25, selection=Selection(**selection))
+        return lineages_of(pack(asked, tokenizer, cache_dir=tmp_path, part="held_out"), tokenizer, distinct)
+
+    everything = held_out()
+    assert held_out(rounds_to=0) == {(lineage, number) for lineage, number in everything if number == 0}
+    assert held_out(examples=7) == everything  # that many to train on
+
+
+def test_groups_count_what_was_packed_of_each_source_and_round(
+    distinct: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path
+) -> None:
+    packed = pack(config(distinct), tokenizer, cache_dir=tmp_path)
+    assert [(group.source, group.round) for group in packed.groups] == [
+        (source, number) for source in ("a.jsonl", "b.jsonl") for number in range(3)
+    ]
+    assert all(group.conversations == 20 for group in packed.groups)
+    tokens, trained = np.zeros(6, int), np.zeros(6, int)
+    for row in rows_of(packed):
+        each = np.repeat(row.groups, row.lengths)
+        tokens += np.bincount(each, minlength=6)
+        trained += np.bincount(each[row.trained], minlength=6)
+    assert [group.tokens for group in packed.groups] == tokens.tolist()
+    assert [group.trained_tokens for group in packed.groups] == trained.tolist()
+    # Of each group as many answer words as its round says, and EOS.
+    assert trained[2] > trained[1] > trained[0]
+
+
+def test_a_share_that_leaves_one_part_empty_is_refused(tokenizer: Tokenizer, tmp_path: pathlib.Path) -> None:
+    path = write([record(0)], tmp_path / "dataset")
+    with pytest.raises(DataError, match=r"held_out_share = 0.0 leaves nothing in the held-out part"):
+        pack(config(path), tokenizer, cache_dir=tmp_path / "cache", part="held_out")
+    with pytest.raises(DataError, match=r"held_out_share = 0.9999 leaves nothing in the train part"):
+        pack(config(path, held_out_share=0.9999), tokenizer, cache_dir=tmp_path / "cache")
+    with pytest.raises(DataError, match=r"held_out_share is 1.0: it is a share"):
+        config(path, held_out_share=1.0)
 
 
 # --- losses

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wizard_jax.data import pipeline
-from wizard_jax.data.config import DataError
-from wizard_jax.data.packing import PackedFolder, PackStats, Row
-from wizard_jax.data.pipeline import Batch, batches, to_batch
+from wizard_jax.data.packing import Group, PackedFolder, PackStats
+from wizard_jax.data.pipeline import Batch, HeldOutBatch, batches, held_out_batches, to_batch
+from wizard_jax.data.rows import Row
 from wizard_jax.data.steps import StepRows
 
 L = 32
@@ -33,8 +33,9 @@ def test_the_docstring_shows_what_happens() -> None:
         tokens=np.array([ids[letter] for letter in tokens], np.int32),
         trained=np.array([letter in "ABCXY" for letter in tokens]),
         lengths=np.array([5, 3], np.int32),
+        groups=np.array([0, 1], np.int32),
     )
-    batch = to_batch([Row.from_bytes(row.to_bytes())], batch_rows=1, seq_len=9)
+    batch = to_batch([Row.from_bytes(row.to_bytes())], seq_len=9)
     for name, values in shown.items():
         expected = [ids[v] if name in ("tokens", "targets") else int(v) for v in values]
         assert getattr(batch, name).tolist() == [expected], name
@@ -64,13 +65,14 @@ def rows(draw: st.DrawFn) -> Row:
     size = sum(lengths)
     ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=size, max_size=size))
     trained = draw(st.lists(st.booleans(), min_size=size, max_size=size))
-    return Row(np.array(ids, np.int32), np.array(trained), np.array(lengths, np.int32))
+    groups = draw(st.lists(st.integers(0, 9), min_size=len(lengths), max_size=len(lengths)))
+    return Row(np.array(ids, np.int32), np.array(trained), np.array(lengths, np.int32), np.array(groups, np.int32))
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(rows(), min_size=1, max_size=3))
 def test_batches_equal_a_slow_reference(rows: list[Row]) -> None:
-    batch = to_batch([Row.from_bytes(row.to_bytes()) for row in rows], batch_rows=len(rows), seq_len=L)
+    batch = to_batch([Row.from_bytes(row.to_bytes()) for row in rows], seq_len=L)
     for index, row in enumerate(rows):
         for name, expected in slow_reference(row, L).items():
             assert getattr(batch, name)[index].tolist() == expected, name
@@ -91,7 +93,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedFolder:
         lengths = draw.integers(2, 10, 3).astype(np.int32)
         tokens = draw.integers(1, 1000, lengths.sum()).astype(np.int32)
         tokens[0] = number + 1
-        writer.write(Row(tokens=tokens, trained=tokens % 2 == 0, lengths=lengths).to_bytes())
+        groups = np.array([0, 1, number % 2], np.int32)
+        writer.write(Row(tokens=tokens, trained=tokens % 2 == 0, lengths=lengths, groups=groups).to_bytes())
     writer.close()
     stats = PackStats(
         seq_len=L,
@@ -104,7 +107,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedFolder:
         dropped=0,
         untrained=0,
     )
-    return PackedFolder(path=folder, stats=stats, sha256="")
+    groups = tuple(
+        Group(source="s", round=number, conversations=45, tokens=250, trained_tokens=125) for number in (0, 1)
+    )
+    return PackedFolder(path=folder, stats=stats, groups=groups, sha256="")
 
 
 def whole_rows(count: int) -> StepRows:
@@ -146,16 +152,25 @@ def test_starting_anywhere_goes_on_with_the_same_batches(packed: PackedFolder, s
     assert same(take(packed, 20 - start, rows=whole_rows(6), seed=3, start_step=start), whole[start:])
 
 
+def joined(parts: list[list[Batch]]) -> list[Batch]:
+    return [Batch(*(np.concatenate(arrays) for arrays in zip(*step, strict=True))) for step in zip(*parts, strict=True)]
+
+
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_processes_together_read_what_one_would(packed: PackedFolder, count: int) -> None:
     whole = take(packed, 8, rows=whole_rows(6), seed=3)
-    parts = [
-        take(packed, 8, rows=whole_rows(6), seed=3, process_index=index, process_count=count) for index in range(count)
-    ]
-    joined = [
-        Batch(*(np.concatenate(arrays) for arrays in zip(*step, strict=True))) for step in zip(*parts, strict=True)
-    ]
-    assert same(joined, whole)
+    share = 6 // count
+    held = [[slice(share * index, share * (index + 1))] for index in range(count)]
+    parts = [take(packed, 8, rows=whole_rows(6), seed=3, positions=positions) for positions in held]
+    assert same(joined(parts), whole)
+
+
+def test_a_process_gets_the_rows_at_the_positions_that_it_asks_for(packed: PackedFolder) -> None:
+    rows = StepRows(Fraction(9, 2), 6)  # the last row of every batch is empty, and in every other one the one before
+    whole = take(packed, 8, rows=rows, seed=3)
+    picked = take(packed, 8, rows=rows, seed=3, positions=[slice(4, 6), slice(0, 1)])
+    assert same(picked, [Batch(*(array[[4, 5, 0]] for array in batch)) for batch in whole])
+    assert not any(batch.segment_ids[1].any() for batch in picked)
 
 
 def test_threads_and_prefetch_have_no_influence(packed: PackedFolder) -> None:
@@ -168,17 +183,47 @@ def test_another_seed_gives_another_order(packed: PackedFolder) -> None:
     assert not same(take(packed, 2, rows=whole_rows(6), seed=0), take(packed, 2, rows=whole_rows(6), seed=1))
 
 
-def test_rows_that_cannot_be_divided_among_processes_are_refused(packed: PackedFolder) -> None:
-    with pytest.raises(DataError, match="5 rows cannot be divided among 2 processes"):
-        batches(packed, rows=whole_rows(5), seed=0, process_count=2)
-
-
 def test_an_iterator_may_be_left_behind(packed: PackedFolder) -> None:
     for _ in range(5):
         next(batches(packed, rows=whole_rows(4), seed=0))
 
 
 def test_rows_survive_their_bytes() -> None:
-    row = Row(np.array([0, 2**31 - 1], np.int32), np.array([True, False]), np.array([2], np.int32))
+    row = Row(
+        np.array([0, 2**31 - 1], np.int32), np.array([True, False]), np.array([2], np.int32), np.array([7], np.int32)
+    )
     again = Row.from_bytes(row.to_bytes())
     assert all(np.array_equal(a, b) for a, b in zip(row, again, strict=True))
+
+
+# --- held out
+
+
+def held_out(packed: PackedFolder, **arguments: Any) -> list[HeldOutBatch]:
+    return list(held_out_batches(packed, **arguments))
+
+
+def test_held_out_rows_come_once_each_in_order(packed: PackedFolder) -> None:
+    found = held_out(packed, batch_rows=8)
+    assert [one.batch.tokens.shape for one in found] == [(8, L)] * 4
+    assert [int(row[0]) for one in found for row in one.batch.tokens] == [*range(1, 31), 0, 0]
+    assert not any(column[6:].any() for column in found[-1].batch)
+
+
+def test_every_trained_target_knows_its_group(packed: PackedFolder) -> None:
+    for first, one in zip(range(0, 30, 8), held_out(packed, batch_rows=8), strict=True):
+        assert one.groups.dtype == np.int32
+        assert ((one.groups >= 0) == (one.batch.loss_weights > 0)).all()
+        for index, place in zip(*np.nonzero(one.groups >= 0), strict=True):
+            segment = one.batch.segment_ids[index, place]
+            assert one.groups[index, place] == [0, 1, (first + index) % 2][segment - 1]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_together_read_all_that_is_held_out(packed: PackedFolder, count: int) -> None:
+    whole = held_out(packed, batch_rows=8)
+    share = 8 // count
+    parts = [held_out(packed, batch_rows=8, positions=[slice(i * share, (i + 1) * share)]) for i in range(count)]
+    assert same(joined([[one.batch for one in part] for part in parts]), [one.batch for one in whole])
+    groups = [np.concatenate([one.groups for one in step]) for step in zip(*parts, strict=True)]
+    assert all(np.array_equal(left, right.groups) for left, right in zip(groups, whole, strict=True))

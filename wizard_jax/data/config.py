@@ -8,6 +8,9 @@ from typing import Literal
 from configs.errors import UserError
 from configs.loader import setting
 
+Part = Literal["train", "held_out"]
+"""Which side of `data.held_out_share` a conversation is on."""
+
 
 class DataError(UserError):
     """The data cannot be used as the config asks."""
@@ -44,6 +47,16 @@ class DataConfig:
         0.05, doc="refuse when a larger share of conversations is truncated, dropped or trains on nothing"
     )
     packing_seed: int = setting(0, doc="of which conversations share a row")
+    held_out_share: float = setting(
+        0.0, doc="of lineages, all rounds of each: never trained on, of the selected rounds and operations"
+    )
+    held_out_seed: int = setting(0, doc="of which lineages are held out, whatever is selected")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out_share < 1:
+            raise DataError(
+                f"data.held_out_share is {self.held_out_share}: it is a share of lineages, at least 0 and less than 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

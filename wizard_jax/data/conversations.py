@@ -11,8 +11,8 @@ import numpy as np
 from data_gen import shards
 from data_gen.records import Record
 from wizard_jax import chat
-from wizard_jax.data.config import DataConfig, DataError, Selection
-from wizard_jax.data.order import seeded_order
+from wizard_jax.data.config import DataConfig, DataError, Part, Selection
+from wizard_jax.data.order import is_drawn, seeded_order
 from wizard_jax.progress import Progress
 from wizard_jax.tokenizer import Tokenizer
 
@@ -31,6 +31,10 @@ class Conversations:
     """int64 [conversations]"""
     trained: np.ndarray
     """int64 [conversations]: trained tokens."""
+    groups: np.ndarray
+    """int32 [conversations]: index into `group_names`."""
+    group_names: tuple[tuple[str, int], ...]
+    """(source, round), sorted."""
     candidates: int
     truncated: int
     dropped: int
@@ -55,18 +59,22 @@ class _Tally:
     lengths: list[int] = field(default_factory=list)
     trained: list[int] = field(default_factory=list)
     truncated: list[bool] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    group_numbers: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 def encode_selected(
-    config: DataConfig, tokenizer: Tokenizer, *, spool: pathlib.Path, progress: Progress
+    config: DataConfig, tokenizer: Tokenizer, *, part: Part, spool: pathlib.Path, progress: Progress
 ) -> Conversations:
-    """Encode what `config.selection` keeps of the data set; memory holds no tokens.
+    """Encode one part of what `config.selection` keeps of the data set; memory holds no tokens.
+
+    `examples` and `trained_tokens` limit what is trained on: the held-out part is of all that is selected besides.
 
     Raises:
       DataError: nothing or too little selected, an unknown operation, conversations longer than a row
         with truncation='error', or one that the chat format cannot hold (named by its record).
     """
-    tally = _encode_all(config, tokenizer, spool=spool, progress=progress)
+    tally = _encode_all(config, tokenizer, part=part, spool=spool, progress=progress)
     if config.truncation == "error" and tally.too_long:
         length, record = tally.longest
         raise DataError(
@@ -81,7 +89,9 @@ def encode_selected(
             f"{tally.dropped} are longer than data.seq_len = {config.seq_len}, "
             f"{tally.untrained} hold nothing to train on"
         )
-    kept = _choose(trained, selection=config.selection)
+    kept = _choose(trained, selection=config.selection) if part == "train" else np.arange(len(trained))
+    group_names = tuple(sorted(tally.group_numbers))
+    place = np.array([group_names.index(name) for name in tally.group_numbers], np.int32)
     starts = np.cumsum(lengths) - lengths
     return Conversations(
         spool=spool,
@@ -89,6 +99,8 @@ def encode_selected(
         starts=starts[kept],
         lengths=lengths[kept],
         trained=trained[kept],
+        groups=place[np.array(tally.groups, np.int64)[kept]],
+        group_names=group_names,
         candidates=tally.candidates,
         truncated=int(np.array(tally.truncated, np.int64)[kept].sum()),
         dropped=tally.dropped,
@@ -96,11 +108,13 @@ def encode_selected(
     )
 
 
-def _encode_all(config: DataConfig, tokenizer: Tokenizer, *, spool: pathlib.Path, progress: Progress) -> _Tally:
+def _encode_all(
+    config: DataConfig, tokenizer: Tokenizer, *, part: Part, spool: pathlib.Path, progress: Progress
+) -> _Tally:
     chat_format = chat.get_format(config.chat_format)
     tally = _Tally()
     with spool.open("wb") as stream:
-        for record in _selected(config, progress=progress):
+        for record in _selected(config, part=part, progress=progress):
             tally.candidates += 1
             try:
                 tokens, trained = chat.encode_conversation(record.turns, chat_format=chat_format, tokenizer=tokenizer)
@@ -121,14 +135,16 @@ def _encode_all(config: DataConfig, tokenizer: Tokenizer, *, spool: pathlib.Path
             tally.lengths.append(len(tokens))
             tally.trained.append(int(trained.sum()))
             tally.truncated.append(is_long)
+            group = (record.source, record.round)
+            tally.groups.append(tally.group_numbers.setdefault(group, len(tally.group_numbers)))
     return tally
 
 
-def _selected(config: DataConfig, *, progress: Progress) -> Iterator[Record]:
-    """The records of the selected rounds and operations, in the order of the data set."""
+def _selected(config: DataConfig, *, part: Part, progress: Progress) -> Iterator[Record]:
+    """The records of one part of the selected rounds and operations, in the order of the data set."""
     selection, path = config.selection, pathlib.Path(config.dataset)
     total = shards.read_manifest(path).records
-    operations, rounds, kept = set(), set(), 0
+    operations, rounds, kept, given = set(), set(), 0, 0
     for number, record in enumerate(shards.read_dataset(path), start=1):
         operations.add(record.operation)
         rounds.add(record.round)
@@ -136,7 +152,10 @@ def _selected(config: DataConfig, *, progress: Progress) -> Iterator[Record]:
         other = bool(selection.operations) and record.operation not in selection.operations
         if record.round >= selection.rounds_from and not late and not other:
             kept += 1
-            yield record
+            held_out = is_drawn(record.lineage, share=config.held_out_share, seed=config.held_out_seed)
+            if held_out == (part == "held_out"):
+                given += 1
+                yield record
         if number % 1000 == 0 or number == total:
             progress(number, total, {"doing": "tokenize"})
     unknown = sorted(set(selection.operations) - operations)
@@ -148,6 +167,11 @@ def _selected(config: DataConfig, *, progress: Progress) -> Iterator[Record]:
     if not kept:
         raise DataError(
             f"data.selection keeps none of the {total} records of {path}: its rounds are {min(rounds)} to {max(rounds)}"
+        )
+    if not given:
+        raise DataError(
+            f"data.held_out_share = {config.held_out_share} leaves nothing in the {part.replace('_', '-')} part of the "
+            f"{kept} records selected from {path}: {'raise' if part == 'held_out' else 'lower'} it"
         )
 
 

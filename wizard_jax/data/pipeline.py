@@ -18,8 +18,8 @@ from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
-from wizard_jax.data.config import DataError
-from wizard_jax.data.packing import PackedFolder, Row
+from wizard_jax.data.packing import PackedFolder
+from wizard_jax.data.rows import Row
 from wizard_jax.data.steps import StepRows, row_indices
 
 _ENDLESS = 2**31 - 1  # steps: more than anyone trains for
@@ -40,9 +40,9 @@ class Batch(NamedTuple):
     """float32; 1 where the target is trained, else 0"""
 
 
-def to_batch(rows: Sequence[Row], *, batch_rows: int, seq_len: int) -> Batch:
-    """Lay rows out side by side, each padded to `seq_len`, and filled up with empty rows to `batch_rows`."""
-    shape = (batch_rows, seq_len)
+def to_batch(rows: Sequence[Row | None], *, seq_len: int) -> Batch:
+    """Lay rows out one under the other, each padded to `seq_len`; None is a row of nothing but padding."""
+    shape = (len(rows), seq_len)
     batch = Batch(
         tokens=np.zeros(shape, np.int32),
         targets=np.zeros(shape, np.int32),
@@ -51,6 +51,8 @@ def to_batch(rows: Sequence[Row], *, batch_rows: int, seq_len: int) -> Batch:
         loss_weights=np.zeros(shape, np.float32),
     )
     for index, row in enumerate(rows):
+        if row is None:
+            continue
         size = len(row.tokens)
         ends = np.cumsum(row.lengths)
         batch.tokens[index, :size] = row.tokens
@@ -63,68 +65,99 @@ def to_batch(rows: Sequence[Row], *, batch_rows: int, seq_len: int) -> Batch:
     return batch
 
 
+class HeldOutBatch(NamedTuple):
+    """A batch that is only measured, and what each of its trained targets is counted to."""
+
+    batch: Batch
+    groups: np.ndarray
+    """int32 [B, L]: index into `PackedFolder.groups`; -1 where the target is not trained"""
+
+
+WHOLE = (slice(None),)
+"""Every row of a batch."""
+
+
 def batches(
     packed: PackedFolder,
     *,
     rows: StepRows,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    positions: Sequence[slice] = WHOLE,
     threads: int = 2,
     prefetch: int = 4,
 ) -> Iterator[Batch]:
-    """Batches from `start_step` on, without end; each process gets its own rows of every batch.
+    """Batches from `start_step` on, without end.
 
     Args:
       rows: which rows make a step, over all processes.
+      positions: which rows of every batch this process needs, as its devices hold them; they come in this order.
       threads, prefetch: how many read ahead, and how many batches; of no influence on what is read.
-
-    Raises:
-      DataError: `rows.batch_rows` is no multiple of `process_count`.
     """
-    if rows.batch_rows % process_count:
-        raise DataError(f"a batch of {rows.batch_rows} rows cannot be divided among {process_count} processes")
     import grain
 
-    source = _Steps(
-        packed,
-        rows=rows,
-        seed=seed,
-        start_step=start_step,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    source = _Steps(packed, rows=rows, seed=seed, start_step=start_step, positions=positions)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 
-class _Steps:
-    """Random access to this process's part of every batch, counted from `start_step`."""
+def held_out_batches(
+    packed: PackedFolder, *, batch_rows: int, positions: Sequence[slice] = WHOLE
+) -> Iterator[HeldOutBatch]:
+    """All rows once, in the order of the file; the last batch is filled up with empty rows.
 
-    def __init__(
-        self,
-        packed: PackedFolder,
-        *,
-        rows: StepRows,
-        seed: int,
-        start_step: int,
-        process_index: int,
-        process_count: int,
-    ) -> None:
+    Every process gets as many batches, whatever its `positions`, which are as in `batches`.
+    """
+    reader = _Rows(packed)
+    seq_len = packed.stats.seq_len
+    for start in range(0, packed.rows, batch_rows):
+        numbers = np.arange(start, min(start + batch_rows, packed.rows))
+        rows = reader.read(_at(positions, numbers, batch_rows=batch_rows))
+        batch = to_batch(rows, seq_len=seq_len)
+        groups = np.full(batch.tokens.shape, -1, np.int32)
+        for index, row in enumerate(rows):
+            if row is not None:
+                groups[index, : len(row.tokens)] = np.repeat(row.groups, row.lengths)
+        yield HeldOutBatch(batch, np.where(batch.loss_weights > 0, groups, np.int32(-1)))
+
+
+def _at(positions: Sequence[slice], numbers: np.ndarray, *, batch_rows: int) -> np.ndarray:
+    """Of a batch that holds the rows `numbers` and then empty ones (-1): those at some positions."""
+    batch = np.full(batch_rows, -1, np.int64)
+    batch[: len(numbers)] = numbers
+    return np.concatenate([batch[part] for part in positions])
+
+
+class _Rows:
+    """Random access to the rows of a packed folder."""
+
+    def __init__(self, packed: PackedFolder) -> None:
         import grain
 
-        self._share = rows.batch_rows // process_count
-        self._part = slice(process_index * self._share, (process_index + 1) * self._share)
         self._source = grain.sources.ArrayRecordDataSource(str(packed.rows_file))
+
+    def read(self, numbers: np.ndarray) -> list[Row | None]:
+        """The rows of these numbers; None for -1."""
+        wanted = numbers[numbers >= 0].tolist()
+        found = iter(self._source.__getitems__(wanted) if wanted else [])
+        return [Row.from_bytes(next(found)) if number >= 0 else None for number in numbers.tolist()]
+
+
+class _Steps:
+    """Random access to what this process needs of every batch, counted from `start_step`."""
+
+    def __init__(
+        self, packed: PackedFolder, *, rows: StepRows, seed: int, start_step: int, positions: Sequence[slice]
+    ) -> None:
+        self._reader = _Rows(packed)
         self._packed, self._rows, self._seed, self._start = packed, rows, seed, start_step
+        self._positions = tuple(positions)
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
         places = self._rows.of(self._start + index.__index__())
-        wanted = row_indices(places[self._part], rows=self._packed.rows, seed=self._seed)
-        data = self._source.__getitems__(wanted.tolist()) if len(wanted) else []
-        rows = [Row.from_bytes(item) for item in data]
-        return to_batch(rows, batch_rows=self._share, seq_len=self._packed.stats.seq_len)
+        numbers = row_indices(places, rows=self._packed.rows, seed=self._seed)
+        wanted = _at(self._positions, numbers, batch_rows=self._rows.batch_rows)
+        return to_batch(self._reader.read(wanted), seq_len=self._packed.stats.seq_len)

@@ -76,9 +76,14 @@ def step_rows(sizing: Sizing, *, stats: PackStats, multiple_of: int = 1, epochs:
 
 def row_indices(places: range, *, rows: int, seed: int) -> np.ndarray:
     """The rows (int64) at some places of the endless order: one seeded permutation of all rows for each epoch."""
-    return np.array([_epoch_order(rows, seed, place // rows)[place % rows] for place in places], np.int64)
+    parts = [np.empty(0, np.int64)]
+    for epoch in range(places.start // rows, -(-places.stop // rows)):
+        first = epoch * rows
+        order = _epoch_order(rows, seed, epoch)
+        parts.append(order[max(places.start - first, 0) : places.stop - first])
+    return np.concatenate(parts)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=3)  # 8 bytes a row; steps that are read ahead reach into the next epoch
 def _epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
     return seeded_order(rows, seed=seed, stream=epoch + 1)

@@ -258,14 +258,7 @@ def _on_devices(
 ) -> Iterator[dict[str, jax.Array]]:
     """The columns of every batch from `step` on, each row on the devices that compute it."""
     sharding = batch_sharding(mesh)
-    for batch in batches(
-        packed,
-        rows=rows,
-        seed=seed,
-        start_step=step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    ):
+    for batch in batches(packed, rows=rows, seed=seed, start_step=step):
         place: Callable[..., jax.Array] = jax.make_array_from_process_local_data
         columns = {**batch._asdict(), HALT: np.zeros(len(batch.tokens), np.int32)}
         yield {name: place(sharding, column) for name, column in columns.items()}
