@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import pathlib
+import time
+from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,12 +16,14 @@ from tensorboardX.proto.event_pb2 import Event
 from configs.errors import UserError
 from wizard_jax.train.metrics import MetricsLog, Recorder, read_metrics
 from wizard_jax.train.step import StepMetrics
+from wizard_jax.train.summary import run_figures
+from wizard_jax.train.timing import device_memory
 
 
 def log_steps(folder: pathlib.Path, first: int, last: int, *, scale: float = 1.0) -> None:
     with MetricsLog(folder, step=first - 1) as log:
         for step in range(first, last + 1):
-            log.write(step, measured={"loss": scale / step}, timing={"seconds": 0.5})
+            log.write(step, {"loss": scale / step, "timing": {"seconds": 0.5}})
         log.flush()
 
 
@@ -66,7 +71,7 @@ def test_a_run_that_has_not_begun_has_no_lines(tmp_path: pathlib.Path) -> None:
 
 def test_flushed_lines_are_seen_by_others_before_the_log_is_closed(tmp_path: pathlib.Path) -> None:
     with MetricsLog(tmp_path, step=0) as log:
-        log.write(1, measured={"loss": 1.0}, timing={})
+        log.write(1, {"loss": 1.0})
         log.flush()
         assert len(read_metrics(tmp_path)) == 1
 
@@ -117,8 +122,65 @@ def test_recorder_leaves_the_newest_steps_for_later_and_loses_none(tmp_path: pat
     assert [line["step"] for line in lines] == [5, 6, 7]
     assert lines[0].keys() == {"step", "loss", "grad_norm", "learning_rate", "trained_tokens", "tokens", "timing"}
     assert (lines[0]["trained_tokens"], lines[0]["tokens"]) == (3, 7)
-    assert lines[0]["timing"]["tokens_per_second"] == pytest.approx(7 / lines[0]["timing"]["seconds"])
+    timing = lines[0]["timing"]
+    assert timing["tokens_per_second"] == pytest.approx(7 / timing["seconds"])
+    assert timing["trained_tokens_per_second"] == pytest.approx(3 / timing["seconds"])
     assert shown == [4, 6, 7]
+
+
+def test_compilation_stands_apart_from_the_seconds_of_the_step_that_it_was_for(tmp_path: pathlib.Path) -> None:
+    with Recorder(tmp_path, step=0, total=2, progress=lambda *_: None) as recorder:
+        for step in (1, 2):
+            if step == 1:
+                began = time.perf_counter()
+                jax.jit(lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c) @ c, None), x, None, length=9))(jnp.eye(9))
+                compiling = time.perf_counter() - began
+            recorder.add(step, metrics(1.0))
+            recorder.record(lag=0)
+    first, second = (line["timing"] for line in read_metrics(tmp_path))
+    assert 0.3 * compiling < first["compile_seconds"] <= compiling
+    assert 0 < first["seconds"] < 0.7 * compiling
+    assert "compile_seconds" not in second
+    figures = run_figures(tmp_path)
+    assert figures["seconds"] == pytest.approx(first["seconds"] + first["compile_seconds"] + second["seconds"])
+    assert figures["tokens_per_second"] == np.median([first["tokens_per_second"], second["tokens_per_second"]])
+
+
+def test_the_log_says_how_long_the_loop_waited_for_the_batch_of_each_step(tmp_path: pathlib.Path) -> None:
+    def batches() -> Iterator[int]:
+        for seconds in (0.0, 0.05, 0.0):
+            time.sleep(seconds)
+            yield 1
+
+    with Recorder(tmp_path, step=0, total=3, progress=lambda *_: None) as recorder:
+        for step, _ in enumerate(recorder.timed(batches()), start=1):
+            recorder.add(step, metrics(1.0))
+        recorder.record(lag=0)
+    waits = [line["timing"]["data_wait_seconds"] for line in read_metrics(tmp_path)]
+    assert waits[1] >= 0.05 > 0.04 > max(waits[0], waits[2])
+
+
+class Device:
+    """As far as its memory goes."""
+
+    def __init__(self, **stats: int) -> None:
+        self._stats = stats
+
+    def memory_stats(self) -> dict[str, int] | None:
+        return self._stats or None
+
+
+def test_memory_is_that_of_the_fullest_device_and_absent_where_the_platform_tells_none(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert device_memory() == {}, "CPU devices tell nothing"
+    half = Device(bytes_in_use=40, peak_bytes_in_use=50, bytes_limit=100, num_allocs=7)
+    full = Device(bytes_in_use=30, peak_bytes_in_use=90, bytes_limit=100, num_allocs=7)
+    monkeypatch.setattr(jax, "local_devices", lambda: [half, full, Device()])
+    with Recorder(tmp_path, step=0, total=1, progress=lambda *_: None) as recorder:
+        recorder.add(1, metrics(1.0))
+        recorder.record(lag=0)
+    assert read_metrics(tmp_path)[0]["memory"] == {"in_use": 30, "peak": 90, "limit": 100}
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])

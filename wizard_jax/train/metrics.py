@@ -1,4 +1,10 @@
-"""The figures of every step: from the devices to one line of `metrics.jsonl` each, and to TensorBoard's curves."""
+"""The figures of every step: from the devices to one line of `metrics.jsonl` each, and to the trackers' curves.
+
+    {"step": 7, "loss": ..., ..., "timing": {...}, "memory": {...}}      an update
+    {"step": 8, "held_out": {...}, "timing": {...}}                      the held-out loss after 8 updates
+
+What stands before `timing` is the same however often the run was interrupted; `timing` and `memory` are not.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +13,27 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 
 from configs.errors import UserError
 from wizard_jax.progress import Progress
 from wizard_jax.train.step import StepMetrics
+from wizard_jax.train.timing import CompileClock, Waiting, device_memory
+from wizard_jax.train.trackers import TensorBoard, Tracker, flat
+
+T = TypeVar("T")
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 TIMING = "timing"
+MEMORY = "memory"
+HELD_OUT = "held_out"
 
+_GIB = 2**30
 
 _log = logging.getLogger(__name__)
 
@@ -33,16 +45,14 @@ class DivergedError(UserError):
 class MetricsLog:
     """Appends to a run's metrics from `step` on: lines of later steps, of a run that was cut off, are removed.
 
-    A line holds `step`, what was measured, and apart from it `timing`: everything but `timing` is the same
-    however often the run was interrupted.
+    TensorBoard's curves and those of `trackers`, which it closes, get the same figures.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, step: int) -> None:
-        from tensorboardX import SummaryWriter  # imports torch where there is one: a second or more, for training alone
-
+    def __init__(self, folder: str | os.PathLike[str], *, step: int, trackers: Sequence[Tracker] = ()) -> None:
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(folder) if line["step"] <= step]
+        # The line of step 0, which no checkpoint is older than, is written again at every start from the beginning.
+        kept = [line for line in _read_lines(path) if step > 0 and line["step"] <= step]
         rewritten = path.with_suffix(".jsonl.new")
         with open(rewritten, "w") as file:
             file.writelines(_encoded(line) for line in kept)
@@ -50,92 +60,159 @@ class MetricsLog:
             os.fsync(file.fileno())
         os.replace(rewritten, path)
         self._file = open(path, "a")  # noqa: SIM115  # held open until close
-        self._curves = SummaryWriter(str(path.parent / TENSORBOARD), purge_step=step + 1)
+        self._trackers = (TensorBoard(path.parent / TENSORBOARD, from_step=step + 1 if step else 0), *trackers)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
         self._file.close()
-        self._curves.close()
+        for tracker in self._trackers:
+            tracker.close()
 
-    def write(self, step: int, *, measured: Mapping[str, Any], timing: Mapping[str, float]) -> None:
-        """One step; `flush` makes it visible to readers."""
-        self._file.write(_encoded({"step": step, **measured, TIMING: dict(timing)}))
-        for name, value in (*measured.items(), *((f"{TIMING}/{n}", v) for n, v in timing.items())):
-            self._curves.add_scalar(name, value, global_step=step)
+    def write(self, step: int, line: Mapping[str, Any]) -> None:
+        """One line; `flush` makes it visible to readers."""
+        self._file.write(_encoded({"step": step, **line}))
+        figures = flat(line)
+        for tracker in self._trackers:
+            tracker.write(step, figures)
 
     def flush(self) -> None:
         self._file.flush()
-        self._curves.flush()
+        for tracker in self._trackers:
+            tracker.flush()
 
 
 class _Pending(NamedTuple):
     step: int
     metrics: StepMetrics
+    data_wait: float
 
 
 class Recorder:
-    """Brings the figures of steps from the devices to the log, some steps late, so that the devices never wait."""
+    """Brings the figures of steps from the devices to the log, some steps late, so that the devices never wait.
 
-    def __init__(self, folder: Path, *, step: int, total: int, progress: Progress) -> None:
-        self._log = MetricsLog(folder, step=step)
+    Of several processes the first one writes; the others only look for divergence.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        step: int,
+        total: int,
+        progress: Progress,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        self._log = MetricsLog(folder, step=step, trackers=trackers) if jax.process_index() == 0 else None
         self._pending: list[_Pending] = []
         self._total, self._progress = total, progress
+        self._data: Waiting[Any] | None = None
+        self._compiling = CompileClock()
         self._since = time.perf_counter()
         self.is_first = True
         progress(step, total, {})
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
+        self._compiling.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._log.close()
+        self._compiling.__exit__(*error)
+        if self._log is not None:
+            self._log.close()
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; how long the loop waits for each goes to the log with its step."""
+        self._data = waiting = Waiting(batches)
+        return waiting
 
     def add(self, step: int, metrics: StepMetrics) -> None:
-        self._pending.append(_Pending(step, metrics))
+        self._pending.append(_Pending(step, metrics, self._data.seconds if self._data else 0.0))
 
     def record(self, *, lag: int) -> None:
         """Log every step but the newest `lag`. The first of a process is logged alone: it holds the compilation."""
         ready, self._pending = self._pending[: len(self._pending) - lag], self._pending[len(self._pending) - lag :]
         if not ready:
             return
-        figures = jax.device_get([metrics for _, metrics in ready])
+        figures = jax.device_get([pending.metrics for pending in ready])
         now = time.perf_counter()
-        seconds, self._since = (now - self._since) / len(ready), now
-        for (step, _), found in zip(ready, figures, strict=True):
-            measured = {
-                "loss": float(found.loss),
-                "grad_norm": float(found.grad_norm),
-                "learning_rate": float(found.learning_rate),
-                "trained_tokens": float(found.weight),
-                "tokens": int(found.tokens),
+        compiling = min(self._compiling.take(), now - self._since)
+        seconds, self._since = (now - self._since - compiling) / len(ready), now
+        memory = device_memory()
+        for pending, found in zip(ready, figures, strict=True):
+            measured = _measured(found)
+            self._check(pending.step, measured)
+            timing = {
+                "seconds": seconds,
+                "tokens_per_second": measured["tokens"] / seconds,
+                "trained_tokens_per_second": measured["trained_tokens"] / seconds,
+                "data_wait_seconds": pending.data_wait,
             }
-            if not math.isfinite(measured["loss"] + measured["grad_norm"]):
-                self._log.flush()
-                raise DivergedError(
-                    f"the loss of step {step} is {measured['loss']} and the norm of its gradient "
-                    f"{measured['grad_norm']}: lower optimizer.peak_lr or clip_norm, or warm up for longer, "
-                    "in another --out"
-                )
-            timing = {"seconds": seconds, "tokens_per_second": measured["tokens"] / seconds}
-            self._log.write(step, measured=measured, timing=timing)
-        self._log.flush()
+            if compiling and pending is ready[0]:
+                timing["compile_seconds"] = compiling
+            self._write(pending.step, {**measured, TIMING: timing, **({MEMORY: memory} if memory else {})})
+        self._flush()
         self.is_first = False
-        self._progress(step, self._total, {"loss": measured["loss"], "tokens/s": timing["tokens_per_second"]})
+        self._progress(pending.step, self._total, _facts(measured, timing=timing, memory=memory))
+
+    def _check(self, step: int, measured: Mapping[str, float]) -> None:
+        """Raises DivergedError, with what was before it in the log, for what is no number."""
+        if math.isfinite(measured["loss"] + measured["grad_norm"]):
+            return
+        self._flush()
+        raise DivergedError(
+            f"the loss of step {step} is {measured['loss']} and the norm of its gradient {measured['grad_norm']}: "
+            "lower optimizer.peak_lr or clip_norm, or warm up for longer, in another --out"
+        )
+
+    def _write(self, step: int, line: Mapping[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(step, line)
+
+    def _flush(self) -> None:
+        if self._log is not None:
+            self._log.flush()
+
+
+def _measured(found: StepMetrics) -> dict[str, float]:
+    return {
+        "loss": float(found.loss),
+        "grad_norm": float(found.grad_norm),
+        "learning_rate": float(found.learning_rate),
+        "trained_tokens": float(found.weight),
+        "tokens": int(found.tokens),
+    }
+
+
+def _facts(
+    measured: Mapping[str, float], *, timing: Mapping[str, float], memory: Mapping[str, int]
+) -> dict[str, int | str | float]:
+    """What is shown of a step while the run goes on."""
+    facts: dict[str, int | str | float] = {
+        "loss": measured["loss"],
+        "tokens/s": timing["tokens_per_second"],
+        "trained tokens/s": timing["trained_tokens_per_second"],
+        "data wait": f"{1000 * timing['data_wait_seconds']:,.0f} ms",
+    }
+    if "peak" in memory:
+        limit = f" of {memory['limit'] / _GIB:.1f}" if "limit" in memory else ""
+        facts["memory"] = f"{memory['peak'] / _GIB:.1f}{limit} GiB"
+    return facts
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Every whole line of a run's `metrics.jsonl`, in order of steps.
+    """What every step measured: the lines of a run's `metrics.jsonl` that are updates, in order.
 
-    Without the last one if a kill cut it off, and, with a warning, without damaged ones before it.
+    Without the last line of the file if a kill cut it off, and, with a warning, without damaged ones before it.
     """
-    path = Path(folder) / FILE
+    return [line for line in _read_lines(Path(folder) / FILE) if HELD_OUT not in line]
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     *texts, _cut_off = path.read_bytes().split(b"\n")

@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,9 @@ from wizard_jax.progress import Progress
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
-from wizard_jax.train.metrics import TIMING, Recorder, read_metrics
+from wizard_jax.train.metrics import Recorder, read_metrics
 from wizard_jax.train.step import HALT, Steps, TrainState, make_steps
+from wizard_jax.train.summary import run_figures
 
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.model"
@@ -97,7 +97,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
 
             # Loop
             with Recorder(folder.path, step=done, total=total, progress=progress) as recorder:
-                data = _on_devices(packed, mesh=mesh, rows=rows, seed=config.seed, step=done)
+                data = recorder.timed(_on_devices(packed, mesh=mesh, rows=rows, seed=config.seed, step=done))
                 while done < total and stop.exit_code is None:
                     state, metrics = steps.train(state, next(data))
                     done += 1
@@ -265,18 +265,11 @@ def _on_devices(
 
 
 def _summary(config: TrainConfig, folder: Path, *, packed: PackedFolder, rows: StepRows, steps: int) -> dict[str, Any]:
-    """Of all steps, whatever processes did them. Tokens a second is the median: compilation is in the seconds."""
-    lines = read_metrics(folder)
-    speeds = [line[TIMING]["tokens_per_second"] for line in lines]
+    """Of all steps, whatever processes did them."""
     return {
         "steps": steps,
         "parameters": count_params(config.model),
         "rows_per_step": float(rows.per_step),
-        "trained_tokens": sum(line["trained_tokens"] for line in lines),
-        "tokens": sum(line["tokens"] for line in lines),
-        "seconds": sum(line[TIMING]["seconds"] for line in lines),
-        "tokens_per_second": statistics.median(speeds) if speeds else None,
-        "first_loss": lines[0]["loss"] if lines else None,
-        "last_loss": lines[-1]["loss"] if lines else None,
+        **run_figures(folder),
         "packing": {**dataclasses.asdict(packed.stats), "efficiency": packed.stats.efficiency},
     }

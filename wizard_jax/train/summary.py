@@ -1,0 +1,31 @@
+"""What a run comes to: the figures of its whole log, whatever processes wrote it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from typing import Any
+
+from wizard_jax.train.metrics import TIMING, read_metrics
+
+SPEEDS = ("tokens_per_second", "trained_tokens_per_second")
+
+
+def run_figures(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Sums over the steps, with `seconds` and of those `compile_seconds`; medians of the speeds of steps."""
+    lines = read_metrics(folder)
+    timings = [line[TIMING] for line in lines]
+    compiling = sum(timing.get("compile_seconds", 0.0) for timing in timings)
+    medians = {}
+    for name in SPEEDS:
+        known = [timing[name] for timing in timings if name in timing]
+        medians[name] = statistics.median(known) if known else None
+    return {
+        "trained_tokens": sum(line["trained_tokens"] for line in lines),
+        "tokens": sum(line["tokens"] for line in lines),
+        "seconds": sum(timing["seconds"] for timing in timings) + compiling,
+        "compile_seconds": compiling,
+        **medians,
+        "first_loss": lines[0]["loss"] if lines else None,
+        "last_loss": lines[-1]["loss"] if lines else None,
+    }
