@@ -1,0 +1,62 @@
+"""How many floating-point operations a training step asks for: by formula, so the same on every machine.
+
+A multiplication and an addition are two operations. Counted for each token of a row of L, padding too:
+
+    forward, matrices    2 P, where P is the number of parameters in matrix products: all but the embedding (it is
+                         looked up; where it also unembeds, that product counts) and the scales of norms
+    forward, attention   4 N H Dh C: scores and their use, over the mean number C = (L + 1) / 2 of positions that a
+                         token sees in a causal row of one conversation
+    backward             twice the forward: a product is differentiated by both of its factors
+
+So a token takes 6 P + 12 N H Dh C, the count of PaLM (arXiv 2204.02311, appendix B) but for its attention, which is
+counted there as if every token saw L. Norms, softmax, rotary angles and the optimizer are left out: below 1 % from
+1B parameters up. A packed row's attention is counted as that of one conversation of L tokens, which is the most that
+it can be: kernels that skip other segments do less. What remat computes a second time is no part of the count, so that
+a share of the peak made of it is model-FLOPs utilisation; `recomputed` says how much it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wizard_jax.model.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenFlops:
+    """Operations for one token of a training step, forward and backward."""
+
+    matrices: float
+    attention: float
+    recomputed: float
+    """Of the forward pass, a second time, by `model.remat`; not in `total`."""
+
+    @property
+    def total(self) -> float:
+        return self.matrices + self.attention
+
+    @property
+    def recomputed_share(self) -> float:
+        return self.recomputed / self.total
+
+
+FORMULA = "6 P + 12 N H Dh (L + 1) / 2 a token; P: parameters in matrix products"
+
+
+def matrix_params(model: ModelConfig) -> int:
+    """P: the parameters that a token is multiplied with."""
+    return model.n_layers * _layer_params(model) + model.d_model * model.vocab_size
+
+
+def _layer_params(model: ModelConfig) -> int:
+    attention = 2 * model.d_model * model.head_dim * (model.n_heads + model.n_kv_heads)
+    return attention + 3 * model.d_model * model.d_ff
+
+
+def token_flops(model: ModelConfig, *, seq_len: int) -> TokenFlops:
+    """What each token of a row of `seq_len` takes in a training step."""
+    attention = 4 * model.n_layers * model.n_heads * model.head_dim * (seq_len + 1) / 2
+    # The product with `down` is the last of a layer: its result is no factor of any gradient.
+    layers = 2 * model.n_layers * (_layer_params(model) - model.d_model * model.d_ff)
+    again = {"none": 0.0, "dots": attention, "full": layers + attention}
+    return TokenFlops(matrices=6 * matrix_params(model), attention=3 * attention, recomputed=again[model.remat])
