@@ -31,6 +31,17 @@ class FromCheckpoint:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Measure the loss on what `data.held_out_share` holds out: before the first step, at times, and at the end."""
+
+    every: int = setting(500, doc="steps between measurements")
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(f"held_out.every is {self.every}: it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A fine-tuning run: what is trained, on what, and how."""
 
@@ -50,6 +61,9 @@ class TrainConfig:
     checkpoint_every: int = setting(500, operational=True, doc="steps between checkpoints; the last is always saved")
     keep_checkpoints: int = setting(2, operational=True, doc="newest checkpoints to keep")
     log_every: int = setting(10, operational=True, doc="steps between visits of the device; every step is logged")
+    held_out: HeldOut | None = setting(
+        None, operational=True, doc="measure the loss on what data.held_out_share holds out"
+    )
     pack_cache: str | None = setting(
         None, operational=True, doc="folder of packed data that runs share; None: `packed` beside the run folder"
     )
@@ -59,6 +73,8 @@ class TrainConfig:
             raise UserError(f"steps is {self.steps} and epochs {self.epochs}: give one of them, and None for the other")
         if self.epochs is not None and self.epochs <= 0:
             raise UserError(f"epochs is {self.epochs}: it must be above 0")
+        if self.held_out is not None and not self.data.held_out_share:
+            raise UserError("held_out measures what data.held_out_share holds out, and that is 0: set it, as to 0.02")
         least = {"steps": 0, "gradient_accumulation": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1}
         for name, minimum in least.items():
             value = getattr(self, name)

@@ -13,9 +13,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
 
 import jax
 
@@ -25,7 +25,9 @@ from wizard_jax.train.step import StepMetrics
 from wizard_jax.train.timing import CompileClock, Waiting, device_memory
 from wizard_jax.train.trackers import TensorBoard, Tracker, flat
 
+P = ParamSpec("P")
 T = TypeVar("T")
+Facts = dict[str, int | str | float]
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -112,6 +114,8 @@ class Recorder:
         self._total, self._progress = total, progress
         self._data: Waiting[Any] | None = None
         self._compiling = CompileClock()
+        self._shown: Facts = {}
+        self._held_out: float | None = None
         self._since = time.perf_counter()
         self.is_first = True
         progress(step, total, {})
@@ -157,7 +161,23 @@ class Recorder:
             self._write(pending.step, {**measured, TIMING: timing, **({MEMORY: memory} if memory else {})})
         self._flush()
         self.is_first = False
-        self._progress(pending.step, self._total, _facts(measured, timing=timing, memory=memory))
+        self._shown = _shown(measured, timing=timing, memory=memory)
+        self._progress(pending.step, self._total, self._facts())
+
+    def held_out(self, step: int, measure: Callable[P, Mapping[str, Any]], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Log what `measure(...)` finds after `step` updates; the time that it takes is in no step's seconds."""
+        self.record(lag=0)
+        began = time.perf_counter()
+        found = measure(*args, **kwargs)
+        compiling = self._compiling.take()
+        self._since = time.perf_counter()
+        timing = {"seconds": self._since - began - compiling}
+        if compiling:
+            timing["compile_seconds"] = compiling
+        self._held_out = found["loss"]
+        self._write(step, {HELD_OUT: dict(found), TIMING: timing})
+        self._flush()
+        self._progress(step, self._total, self._facts())
 
     def _check(self, step: int, measured: Mapping[str, float]) -> None:
         """Raises DivergedError, with what was before it in the log, for what is no number."""
@@ -168,6 +188,11 @@ class Recorder:
             f"the loss of step {step} is {measured['loss']} and the norm of its gradient {measured['grad_norm']}: "
             "lower optimizer.peak_lr or clip_norm, or warm up for longer, in another --out"
         )
+
+    def _facts(self) -> Facts:
+        """What is shown while the run goes on."""
+        held_out = {} if self._held_out is None else {"held-out loss": self._held_out}
+        return {**self._shown, **held_out}
 
     def _write(self, step: int, line: Mapping[str, Any]) -> None:
         if self._log is not None:
@@ -188,11 +213,9 @@ def _measured(found: StepMetrics) -> dict[str, float]:
     }
 
 
-def _facts(
-    measured: Mapping[str, float], *, timing: Mapping[str, float], memory: Mapping[str, int]
-) -> dict[str, int | str | float]:
-    """What is shown of a step while the run goes on."""
-    facts: dict[str, int | str | float] = {
+def _shown(measured: Mapping[str, float], *, timing: Mapping[str, float], memory: Mapping[str, int]) -> Facts:
+    """Of a step, in the words of the live table."""
+    facts: Facts = {
         "loss": measured["loss"],
         "tokens/s": timing["tokens_per_second"],
         "trained tokens/s": timing["trained_tokens_per_second"],
@@ -210,6 +233,11 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Without the last line of the file if a kill cut it off, and, with a warning, without damaged ones before it.
     """
     return [line for line in _read_lines(Path(folder) / FILE) if HELD_OUT not in line]
+
+
+def read_held_out(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl` that are held-out losses, in order; as `read_metrics` for the rest."""
+    return [line for line in _read_lines(Path(folder) / FILE) if HELD_OUT in line]
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import os
 import statistics
 from typing import Any
 
-from wizard_jax.train.metrics import TIMING, read_metrics
+from wizard_jax.train.metrics import HELD_OUT, TIMING, read_held_out, read_metrics
 
 SPEEDS = ("tokens_per_second", "trained_tokens_per_second")
 
@@ -28,4 +28,17 @@ def run_figures(folder: str | os.PathLike[str]) -> dict[str, Any]:
         **medians,
         "first_loss": lines[0]["loss"] if lines else None,
         "last_loss": lines[-1]["loss"] if lines else None,
+        **_held_out(folder),
+    }
+
+
+def _held_out(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The last held-out figures, and the step and loss of the best; nothing where none were measured."""
+    lines = read_held_out(folder)
+    if not lines:
+        return {}
+    best = min(lines, key=lambda line: line[HELD_OUT]["loss"])
+    return {
+        "held_out_last": {"step": lines[-1]["step"], **lines[-1][HELD_OUT]},
+        "held_out_best": {"step": best["step"], "loss": best[HELD_OUT]["loss"]},
     }

@@ -37,6 +37,7 @@ from wizard_jax.progress import Progress
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
+from wizard_jax.train.held_out import HeldOutRows
 from wizard_jax.train.metrics import Recorder, read_metrics
 from wizard_jax.train.step import HALT, Steps, TrainState, make_steps
 from wizard_jax.train.summary import run_figures
@@ -77,6 +78,11 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
         microbatch_ways = math.prod(mesh.shape[axis] for axis in RULES["batch"]) * config.gradient_accumulation
         rows = step_rows(config.batch, stats=packed.stats, multiple_of=microbatch_ways, epochs=config.epochs)
         total = rows.steps if config.steps is None else config.steps
+        held_out = None
+        if config.held_out is not None:
+            apart = pack(config.data, tokenizer, cache_dir=cache, part="held_out", progress=progress)
+            microbatch = rows.batch_rows // config.gradient_accumulation  # what fits into memory in training
+            held_out = HeldOutRows(apart, every=config.held_out.every, batch_rows=microbatch, mesh=mesh)
         _pin_input(folder.path, tokenizer=tokenizer, packed=packed, rows=rows)
 
         with jax.set_mesh(mesh), _checkpoints(config, folder.path) as checkpoints, stop_flag() as stop:
@@ -98,12 +104,16 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
             # Loop
             with Recorder(folder.path, step=done, total=total, progress=progress) as recorder:
                 data = recorder.timed(_on_devices(packed, mesh=mesh, rows=rows, seed=config.seed, step=done))
+                if held_out is not None and done == 0:
+                    recorder.held_out(done, held_out.measure, steps.evaluate, state)
                 while done < total and stop.exit_code is None:
                     state, metrics = steps.train(state, next(data))
                     done += 1
                     recorder.add(done, metrics)
                     if done % config.log_every == 0 or recorder.is_first:
                         recorder.record(lag=0 if recorder.is_first else 1)
+                    if held_out is not None and held_out.is_due(done, total=total):
+                        recorder.held_out(done, held_out.measure, steps.evaluate, state)
                     if done % config.checkpoint_every == 0 and done < total:
                         recorder.record(lag=0)  # a checkpoint never knows more than the log
                         checkpoints.save(done, _trees(state))
