@@ -1,10 +1,28 @@
-"""Causal attention within segments. Shape legend: see decoder.py; S keys, G = H / K query heads per key head."""
+"""Causal attention within segments, and the kernels that compute it on TPUs and GPUs.
+
+Shape legend: see decoder.py; S keys, G = H / K query heads per key head.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from configs.errors import UserError
+from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.sharding import MESH_AXES, partition_spec
+
+KERNELS: Mapping[str, Literal["splash", "triton"]] = {
+    "tpu": "splash",
+    "gpu": "triton",
+}  # the platform of a device: the kernel made for it
 MASKED = -1e30  # finite, so that a fully masked row gives numbers and not NaN
 
 
@@ -35,3 +53,71 @@ def attend(
     weights_BxKxGxLxS = jax.nn.softmax(scores_BxKxGxLxS, axis=-1).astype(v_BxSxKxDh.dtype)
     mixed_BxLxKxGxDh = jnp.einsum("bkgls,bskd->blkgd", weights_BxKxGxLxS, v_BxSxKxDh)
     return mixed_BxLxKxGxDh.reshape(batch, length, heads, head_dim)
+
+
+class AttentionError(UserError):
+    """An attention that these devices can not compute."""
+
+
+def with_attention_for(mesh: Mesh, *, config: ModelConfig) -> ModelConfig:
+    """The config with `attention` decided: 'auto' becomes the kernel of the mesh's devices, or the reference.
+
+    The devices may be described and not there. Raises AttentionError: a kernel that is not for these devices, or
+    heads that the mesh's `tensor` does not divide.
+    """
+    platform = mesh.devices.flat[0].platform
+    own: Literal["reference", "splash", "triton"] = KERNELS.get(platform, "reference")
+    if config.attention not in ("auto", "reference", own):
+        raise AttentionError(
+            f"attention = {config.attention!r} is not for {platform} devices: set it to 'auto' ({own!r} here)"
+        )
+    if config.n_heads % mesh.shape["tensor"]:
+        raise AttentionError(
+            f"mesh.tensor = {mesh.shape['tensor']} does not divide n_heads = {config.n_heads}: each device computes "
+            "whole heads; set it to a divisor"
+        )
+    return dataclasses.replace(config, attention=own if config.attention == "auto" else config.attention)
+
+
+def attend_packed(
+    q_BxLxHxDh: jax.Array,
+    k_BxLxKxDh: jax.Array,
+    v_BxLxKxDh: jax.Array,
+    *,
+    segment_ids: jax.Array,
+    implementation: str,
+    interpret: bool = False,
+) -> jax.Array:
+    """`attend` of rows to themselves, by one of the implementations of `ModelConfig.attention`: [B, L, H, Dh].
+
+    A kernel sees the rows and heads of one device (`jax.shard_map`), so B must be a multiple of the mesh's
+    `slice` x `fsdp` and H of its `tensor`. Key-value heads that are too few for `tensor` are repeated. What a kernel
+    gives at padding is as finite and as meaningless as what the reference gives. 'auto', which `with_attention_for`
+    has not decided, is the reference.
+    """
+    if implementation in ("auto", "reference"):
+        return attend(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, q_segment_ids=segment_ids, kv_segment_ids=segment_ids)
+    if implementation == "splash":
+        from wizard_jax.model.splash import attend_splash as attend_on_device
+    else:
+        from wizard_jax.model.triton import attend_triton as attend_on_device
+    kernel = functools.partial(attend_on_device, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
+        return kernel(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, segment_ids=segment_ids)
+    kv_heads = k_BxLxKxDh.shape[2]
+    copies = math.lcm(kv_heads, mesh.shape["tensor"]) // kv_heads
+    rows = partition_spec(("batch", None), mesh.shape)
+    heads = partition_spec(("batch", None, "heads", None), mesh.shape)
+
+    def per_device(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        return kernel(q, k, v, segment_ids=segments)
+
+    k_BxLxKxDh, v_BxLxKxDh = (jnp.repeat(x, copies, axis=2) for x in (k_BxLxKxDh, v_BxLxKxDh))
+    attended_BxLxHxDh: jax.Array = jax.shard_map(
+        per_device,
+        in_specs=(heads, heads, heads, rows),
+        out_specs=heads,
+        check_vma=False,  # a Pallas kernel does not say over which axes its result varies
+    )(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, segment_ids)
+    return attended_BxLxHxDh

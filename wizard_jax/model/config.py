@@ -32,6 +32,12 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", operational=True, doc="of matrix products and activations; parameters stay float32"
     )
+    attention: Literal["auto", "reference", "splash", "triton"] = setting(
+        "auto",
+        operational=True,
+        doc="what computes it in training: the kernel of TPUs (splash) or of GPUs (triton), or the einsum that both "
+        "must equal and that CPUs take; auto goes by the devices",
+    )
     remat: Literal["none", "full", "dots"] = setting(
         "none", operational=True, doc="what a layer keeps for its backward pass: all, nothing, or products"
     )

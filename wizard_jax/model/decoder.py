@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from wizard_jax.model.attention import attend
+from wizard_jax.model.attention import attend, attend_packed
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import constrain
 
@@ -186,7 +186,7 @@ def hidden_states(
         layer = nnx.merge(graph, arrays)
         with jax.named_scope("attention"):
             q, k, v = layer.heads(x_BxLxD, rotation=rotation)
-            attended = attend(q, k, v, q_segment_ids=segment_ids, kv_segment_ids=segment_ids)
+            attended = attend_packed(q, k, v, segment_ids=segment_ids, implementation=config.attention)
             x_BxLxD = constrain(x_BxLxD + layer.output(attended), RESIDUAL_AXES)
         with jax.named_scope("mlp"):
             return constrain(x_BxLxD + layer.mlp(x_BxLxD), RESIDUAL_AXES), None

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from wizard_jax.model.attention import with_attention_for
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import abstract_params, hidden_states, init_params, logical_axes, unembedding
 from wizard_jax.model.sharding import batch_sharding, constrain, replicated, shardings
@@ -71,6 +72,7 @@ def make_steps(
     `evaluate(state, batch)` is weight x cross-entropy of every position, float32 [B, L], on every device; it
     needs no `halt`.
     """
+    model = with_attention_for(mesh, config=model)
     transform = make_optimizer(optimizer, total_steps=total_steps)
     start = functools.partial(_start, transform=transform)
     abstract = _abstract_state(model, transform=transform, start=start, mesh=mesh)
