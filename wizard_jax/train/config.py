@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from configs.errors import UserError
 from configs.loader import setting
@@ -64,6 +65,14 @@ class TrainConfig:
     held_out: HeldOut | None = setting(
         None, operational=True, doc="measure the loss on what data.held_out_share holds out"
     )
+    profile_steps: tuple[int, int] | None = setting(
+        None, operational=True, doc="(first, how many): write a profiler trace of these steps into the run folder"
+    )
+    peak_flops: float | None = setting(
+        None,
+        operational=True,
+        doc="FLOP/s that one device can do, for model-FLOPs utilisation; None: as published, which is known for TPUs",
+    )
     pack_cache: str | None = setting(
         None, operational=True, doc="folder of packed data that runs share; None: `packed` beside the run folder"
     )
@@ -75,6 +84,8 @@ class TrainConfig:
             raise UserError(f"epochs is {self.epochs}: it must be above 0")
         if self.held_out is not None and not self.data.held_out_share:
             raise UserError("held_out measures what data.held_out_share holds out, and that is 0: set it, as to 0.02")
+        if self.peak_flops is not None and not 0 < self.peak_flops < math.inf:
+            raise UserError(f"peak_flops is {self.peak_flops}: it is a number of operations a second, such as 9.89e14")
         least = {"steps": 0, "gradient_accumulation": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1}
         for name, minimum in least.items():
             value = getattr(self, name)

@@ -24,6 +24,7 @@ from wizard_jax.progress import Progress
 from wizard_jax.train.step import StepMetrics
 from wizard_jax.train.timing import CompileClock, Waiting, device_memory
 from wizard_jax.train.trackers import TensorBoard, Tracker, flat
+from wizard_jax.train.utilisation import Utilisation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,6 +35,7 @@ TENSORBOARD = "tensorboard"
 TIMING = "timing"
 MEMORY = "memory"
 HELD_OUT = "held_out"
+UTILISATION = "model_flops_utilisation"
 
 _GIB = 2**30
 
@@ -107,11 +109,12 @@ class Recorder:
         step: int,
         total: int,
         progress: Progress,
+        utilisation: Utilisation | None = None,
         trackers: Sequence[Tracker] = (),
     ) -> None:
         self._log = MetricsLog(folder, step=step, trackers=trackers) if jax.process_index() == 0 else None
         self._pending: list[_Pending] = []
-        self._total, self._progress = total, progress
+        self._total, self._progress, self._utilisation = total, progress, utilisation
         self._data: Waiting[Any] | None = None
         self._compiling = CompileClock()
         self._shown: Facts = {}
@@ -156,6 +159,8 @@ class Recorder:
                 "trained_tokens_per_second": measured["trained_tokens"] / seconds,
                 "data_wait_seconds": pending.data_wait,
             }
+            if self._utilisation is not None:
+                timing[UTILISATION] = self._utilisation.of(timing["tokens_per_second"])
             if compiling and pending is ready[0]:
                 timing["compile_seconds"] = compiling
             self._write(pending.step, {**measured, TIMING: timing, **({MEMORY: memory} if memory else {})})
@@ -221,6 +226,8 @@ def _shown(measured: Mapping[str, float], *, timing: Mapping[str, float], memory
         "trained tokens/s": timing["trained_tokens_per_second"],
         "data wait": f"{1000 * timing['data_wait_seconds']:,.0f} ms",
     }
+    if UTILISATION in timing:
+        facts["MFU"] = f"{timing[UTILISATION]:.1%}"
     if "peak" in memory:
         limit = f" of {memory['limit'] / _GIB:.1f}" if "limit" in memory else ""
         facts["memory"] = f"{memory['peak'] / _GIB:.1f}{limit} GiB"

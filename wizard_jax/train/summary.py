@@ -6,13 +6,16 @@ import os
 import statistics
 from typing import Any
 
-from wizard_jax.train.metrics import HELD_OUT, TIMING, read_held_out, read_metrics
+from wizard_jax.train.metrics import HELD_OUT, TIMING, UTILISATION, read_held_out, read_metrics
 
-SPEEDS = ("tokens_per_second", "trained_tokens_per_second")
+SPEEDS = ("tokens_per_second", "trained_tokens_per_second", UTILISATION)
 
 
 def run_figures(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Sums over the steps, with `seconds` and of those `compile_seconds`; medians of the speeds of steps."""
+    """Sums over the steps, with `seconds` and of those `compile_seconds`, and medians of what is a speed.
+
+    What is not known, such as a loss where there is no step, is None.
+    """
     lines = read_metrics(folder)
     timings = [line[TIMING] for line in lines]
     compiling = sum(timing.get("compile_seconds", 0.0) for timing in timings)

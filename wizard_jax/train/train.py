@@ -2,7 +2,9 @@
 
 config.gin  identity.json  complete.json   as every stage
 input.json, tokenizer.model                what it trains on and starts from, pinned at the first start
+starts.jsonl, environment.json, source.diff   what it takes to repeat it
 metrics.jsonl, tensorboard/                every step
+profile/                                   a trace of some steps, if asked for
 checkpoints/<step>/                        params and opt_state
 """
 
@@ -26,7 +28,7 @@ from configs.errors import UserError
 from configs.folder import IDENTITY, open_stage, read_complete, read_identity, write_atomically
 from configs.interrupt import stop_flag
 from configs.loader import entries
-from data_gen.shards import dataset_folder
+from data_gen.shards import dataset_folder, read_manifest
 from wizard_jax.chat import get_format
 from wizard_jax.data.packing import PackedFolder, pack
 from wizard_jax.data.pipeline import batches
@@ -39,8 +41,12 @@ from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
 from wizard_jax.train.held_out import HeldOutRows
 from wizard_jax.train.metrics import Recorder, read_metrics
+from wizard_jax.train.profiling import FOLDER as PROFILE
+from wizard_jax.train.profiling import check_profile_steps, profiled
+from wizard_jax.train.provenance import record_start
 from wizard_jax.train.step import HALT, Steps, TrainState, make_steps
 from wizard_jax.train.summary import run_figures
+from wizard_jax.train.utilisation import utilisation_of
 
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.model"
@@ -78,6 +84,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
         microbatch_ways = math.prod(mesh.shape[axis] for axis in RULES["batch"]) * config.gradient_accumulation
         rows = step_rows(config.batch, stats=packed.stats, multiple_of=microbatch_ways, epochs=config.epochs)
         total = rows.steps if config.steps is None else config.steps
+        check_profile_steps(config.profile_steps, total=total)
         held_out = None
         if config.held_out is not None:
             apart = pack(config.data, tokenizer, cache_dir=cache, part="held_out", progress=progress)
@@ -101,13 +108,27 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
             done = int(state.step)
             saved = None if restored is None else done
 
+            # What it takes to repeat the run
+            model, peak = config.model, config.peak_flops
+            utilisation = utilisation_of(model, seq_len=config.data.seq_len, mesh=mesh, peak_flops=peak)
+            hashes = {
+                "data_sha256": read_manifest(Path(config.data.dataset)).sha256,
+                "tokenizer_sha256": tokenizer.sha256,
+                "packed_sha256": packed.sha256,
+                "held_out_sha256": None if held_out is None else held_out.packed.sha256,
+            }
+            record_start(folder.path, config=config, step=done, inputs=hashes, utilisation=utilisation)
+
             # Loop
-            with Recorder(folder.path, step=done, total=total, progress=progress) as recorder:
+            with (
+                Recorder(folder.path, step=done, total=total, utilisation=utilisation, progress=progress) as recorder,
+                profiled(steps.train, config.profile_steps, folder=folder.path / PROFILE, done=done) as train_step,
+            ):
                 data = recorder.timed(_on_devices(packed, mesh=mesh, rows=rows, seed=config.seed, step=done))
                 if held_out is not None and done == 0:
                     recorder.held_out(done, held_out.measure, steps.evaluate, state)
                 while done < total and stop.exit_code is None:
-                    state, metrics = steps.train(state, next(data))
+                    state, metrics = train_step(state, next(data))
                     done += 1
                     recorder.add(done, metrics)
                     if done % config.log_every == 0 or recorder.is_first:
