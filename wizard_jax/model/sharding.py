@@ -43,7 +43,9 @@ class MeshError(UserError):
 class MeshConfig:
     """How many ways the devices are divided along each mesh axis; one of them may be -1: all that is left."""
 
-    slice: int = setting(1, operational=True, doc="copies of the parameters, one per TPU slice")
+    slice: int | None = setting(
+        None, operational=True, doc="copies of the parameters; None: one on each TPU slice that the devices are of"
+    )
     fsdp: int = setting(-1, operational=True, doc="ways to split parameters and the batch")
     tensor: int = setting(1, operational=True, doc="ways to split heads, feed-forward and vocabulary")
 
@@ -51,7 +53,8 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The devices (all, by default) as a mesh of axes `slice`, `fsdp`, `tensor`. Raises MeshError."""
     devices = jax.devices() if devices is None else list(devices)
-    sizes = [config.slice, config.fsdp, config.tensor]
+    slices = len({_slice_of(device) for device in devices})
+    sizes = [slices if config.slice is None else config.slice, config.fsdp, config.tensor]
     asked = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise MeshError(f"mesh ({asked}): every size must be above 0, and at most one may be -1")
@@ -63,9 +66,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         )
     sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
     types = (AxisType.Auto,) * len(sizes)
-    if len({_slice_of(device) for device in devices}) > 1:
+    if slices > 1:
         return Mesh(arrange_slices(devices, sizes), MESH_AXES, axis_types=types)
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    # `jax.make_mesh` refuses 8 x 2 on a 4x4 of v6e, because an axis of the torus is split.
+    arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, MESH_AXES, axis_types=types)
 
 
 def arrange_slices(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:

@@ -7,6 +7,7 @@ import math
 
 from configs.errors import UserError
 from configs.loader import setting
+from launch.slices import find_slice
 from wizard_jax.data.config import ConversationsPerStep, DataConfig, RowsPerStep, TrainedTokensPerStep
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import MeshConfig
@@ -58,6 +59,12 @@ class TrainConfig:
     steps: int | None = setting(None, doc="updates in the whole run; 0 saves the initial weights")
     epochs: float | None = setting(None, doc="instead of steps: how often every packed row is seen")
     seed: int = setting(0, doc="of the order of the data")
+    slice: str | None = setting(
+        None,
+        operational=True,
+        doc="the TPU slice that this is for, as v5e-16 or v5e:4x4; wizard train refuses other devices",
+    )
+    slices: int = setting(1, operational=True, doc="how many such slices, joined by the data-centre network")
     mesh: MeshConfig = setting(MeshConfig(), operational=True, doc="how devices divide the work")
     checkpoint_every: int = setting(500, operational=True, doc="steps between checkpoints; the last is always saved")
     keep_checkpoints: int = setting(2, operational=True, doc="newest checkpoints to keep")
@@ -86,8 +93,12 @@ class TrainConfig:
             raise UserError("held_out measures what data.held_out_share holds out, and that is 0: set it, as to 0.02")
         if self.peak_flops is not None and not 0 < self.peak_flops < math.inf:
             raise UserError(f"peak_flops is {self.peak_flops}: it is a number of operations a second, such as 9.89e14")
-        least = {"steps": 0, "gradient_accumulation": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1}
-        for name, minimum in least.items():
+        if self.slice is not None:
+            find_slice(self.slice)
+        elif self.slices > 1:
+            raise UserError(f"slices is {self.slices}, and slice says of what: give one, such as slice=v5e-16")
+        least = {"steps": 0, "slices": 1, "gradient_accumulation": 1, "checkpoint_every": 1}
+        for name, minimum in {**least, "keep_checkpoints": 1, "log_every": 1}.items():
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise UserError(f"{name} is {value}: it must be at least {minimum}")

@@ -34,11 +34,12 @@ from wizard_jax.data.packing import PackedFolder, pack
 from wizard_jax.data.pipeline import batches
 from wizard_jax.data.steps import StepRows, step_rows
 from wizard_jax.model.decoder import count_params
-from wizard_jax.model.sharding import RULES, batch_sharding, make_mesh
+from wizard_jax.model.sharding import RULES, batch_sharding
 from wizard_jax.progress import Progress
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
+from wizard_jax.train.fit import fitting_mesh
 from wizard_jax.train.held_out import HeldOutRows
 from wizard_jax.train.metrics import Recorder, read_metrics
 from wizard_jax.train.profiling import FOLDER as PROFILE
@@ -69,7 +70,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
     """
     # What can be wrong, before there is a folder
     tokenizer = Tokenizer(config.tokenizer)
-    mesh = make_mesh(config.mesh)
+    mesh = fitting_mesh(config, jax.devices())
     _check(config, tokenizer)
 
     # Folder
@@ -160,11 +161,6 @@ def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
         raise TrainError(
             f"{config.tokenizer} has {tokenizer.vocab_size} tokens and model.vocab_size is "
             f"{config.model.vocab_size}: set it to at least {tokenizer.vocab_size}"
-        )
-    if config.data.seq_len > config.model.max_positions:
-        raise TrainError(
-            f"data.seq_len is {config.data.seq_len} and model.max_positions {config.model.max_positions}: "
-            "lower the one or raise the other"
         )
     dataset_folder(Path(config.data.dataset))
     get_format(config.data.chat_format)
