@@ -7,10 +7,11 @@ are written and read without TensorFlow, and the same records give the same byte
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, Literal, get_args
 
 import google_crc32c
@@ -73,15 +74,17 @@ def _told_as_user_error(file: pathlib.Path) -> Iterator[None]:
         raise ShardError(f"{file} can not be written ({error}): mend that and start the same command again") from error
 
 
-def read_shard(file: pathlib.Path, *, file_format: FileFormat) -> Iterator[bytes]:
-    """The records of a file in order.
+def read_shard(
+    file: pathlib.Path, *, file_format: FileFormat, first: int = 0, count: int | None = None, offset: int = 0
+) -> Iterator[bytes]:
+    """The records of a file in order: all, or `count` from `first` on, which begins at byte `offset` of a TFRecord.
 
     Raises:
       ShardError: the file is damaged.
     """
     if file_format == "tfrecord":
         with file.open("rb") as stream:
-            for _, data in frames(stream, file=file):
+            for _, data in itertools.islice(frames(stream, file=file, number=first, offset=offset), count):
                 yield data
         return
     from array_record.python.array_record_module import ArrayRecordReader
@@ -91,34 +94,63 @@ def read_shard(file: pathlib.Path, *, file_format: FileFormat) -> Iterator[bytes
     except (RuntimeError, ValueError) as error:
         raise ShardError(f"{file}: no ArrayRecord file can be read here ({error})") from error
     try:
-        total = reader.num_records()
-        for start in range(0, total, _READ_AT_ONCE):
-            yield from reader.read(range(start, min(start + _READ_AT_ONCE, total)))
+        last = reader.num_records() if count is None else first + count
+        for start in range(first, last, _READ_AT_ONCE):
+            yield from reader.read(range(start, min(start + _READ_AT_ONCE, last)))
     except (RuntimeError, ValueError, IndexError) as error:
         raise ShardError(f"{file}: a record is damaged ({error})") from error
     finally:
         reader.close()
 
 
-def frames(stream: BinaryIO, *, file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, record) of every TFRecord frame; raises ShardError at the first one that is not whole."""
+def frames(stream: BinaryIO, *, file: pathlib.Path, number: int = 0, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, record) of the TFRecord frames from record `number` at byte `offset` on.
+
+    Raises ShardError at the first one that is not whole.
+    """
     size = os.fstat(stream.fileno()).st_size
-    offset = number = 0
+    stream.seek(offset)
     while head := stream.read(12):
         where = f"{file}, record {number} at byte {offset}"
-        if len(head) < 12:
-            raise ShardError(f"{where}: the file ends in the middle of this record")
-        if _masked_crc(head[:8]) != head[8:]:
-            raise ShardError(f"{where}: the length of this record is damaged")
-        (length,) = struct.unpack("<Q", head[:8])
-        if offset + length + FRAME_BYTES > size:
-            raise ShardError(f"{where}: the file ends in the middle of this record")
+        length = _length(head, where=where, room=size - offset)
         data, crc = stream.read(length), stream.read(4)
         if _masked_crc(data) != crc:
             raise ShardError(f"{where}: this record is damaged")
         yield offset, data
         offset += length + FRAME_BYTES
         number += 1
+
+
+def record_offsets(file: pathlib.Path, numbers: Sequence[int]) -> list[int]:
+    """The bytes of a TFRecord file at which some records (ascending) begin, found without reading any.
+
+    Raises:
+      ShardError: the file is damaged, or ends before them.
+    """
+    found = []
+    with file.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        offset = number = 0
+        for wanted in numbers:
+            while number < wanted:
+                length = _length(stream.read(12), where=f"{file}, record {number} at byte {offset}", room=size - offset)
+                offset += length + FRAME_BYTES
+                stream.seek(offset)
+                number += 1
+            found.append(offset)
+    return found
+
+
+def _length(head: bytes, *, where: str, room: int) -> int:
+    """Bytes in a record whose frame begins with `head`."""
+    if len(head) < 12:
+        raise ShardError(f"{where}: the file ends in the middle of this record")
+    if _masked_crc(head[:8]) != head[8:]:
+        raise ShardError(f"{where}: the length of this record is damaged")
+    (length,) = struct.unpack("<Q", head[:8])
+    if length + FRAME_BYTES > room:
+        raise ShardError(f"{where}: the file ends in the middle of this record")
+    return int(length)
 
 
 def _masked_crc(data: bytes) -> bytes:

@@ -107,13 +107,11 @@ def held_out_part(config: TrainConfig) -> PackedFolder:
 
 def conversations(packed: PackedFolder) -> Any:
     """(group, columns of a batch of one row) of each conversation."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
+    from wizard_jax.data.row_files import RowReader
     from wizard_jax.data.rows import Row
 
-    reader = ArrayRecordReader(str(packed.rows_file))
-    for index in range(packed.rows):
-        row = Row.from_bytes(reader.read([index])[0])
+    for data in RowReader(packed.path, packed.files).read(range(packed.rows)):
+        row = Row.from_bytes(data)
         ends = np.cumsum(row.lengths)
         for start, end, number in zip(ends - row.lengths, ends, row.groups, strict=True):
             alone = row._replace(
@@ -124,7 +122,6 @@ def conversations(packed: PackedFolder) -> Any:
             )
             batch = to_batch([alone], seq_len=packed.stats.seq_len)
             yield packed.groups[number], {name: jax.numpy.asarray(column) for name, column in batch._asdict().items()}
-    reader.close()
 
 
 def untimed(folder: pathlib.Path) -> list[str]:

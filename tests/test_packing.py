@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_rows import config, conversations_of, record, rows_of, small_tokenizer, write
 
 from configs.loader import dump, load
 from data_gen import shards
@@ -17,64 +18,19 @@ from wizard_jax import chat
 from wizard_jax.data.config import DataConfig, DataError, Selection
 from wizard_jax.data.packing import PackedFolder, pack
 from wizard_jax.data.planning import plan_packing
-from wizard_jax.data.rows import Row
 from wizard_jax.tokenizer import Tokenizer, train_tokenizer
 
 SEEDS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "self_instruct_seed_tasks.jsonl"
-WORDS = "kiwi plum fig olive mint jam honey bread".split()
-
-
-def record(number: int) -> Record:
-    """Rounds 0 to 3 in turn; longer and longer questions."""
-    words = [WORDS[(number * i) % 8] for i in range(1 + number % 20)]
-    return Record(
-        id=f"s{number // 4}/{number % 4}",
-        lineage=f"s{number // 4}",
-        turns=(Turn("user", " ".join(words)), Turn("assistant", " ".join(reversed(words)))),
-        round=number % 4,
-        operation=("", "deepening", "in_breadth", "deepening")[number % 4],
-    )
-
-
-def write(records: list[Record], folder: pathlib.Path) -> pathlib.Path:
-    shards.write_dataset(records, folder, name="d", count=len(records), records_per_shard=17, description="for a test")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tmp_path_factory.mktemp("t") / "tokenizer.model"
-    return train_tokenizer([" ".join(WORDS), "### Response:"] * 20, path, vocab_size=400)
+    return small_tokenizer(tmp_path_factory.mktemp("t"))
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return write([record(i) for i in range(100)], tmp_path_factory.mktemp("d") / "dataset")
-
-
-def config(dataset: pathlib.Path, **changes: object) -> DataConfig:
-    return dataclasses.replace(
-        DataConfig(dataset=str(dataset), chat_format="wizardlm_7b", seq_len=256),
-        **changes,
-    )
-
-
-def rows_of(packed: PackedFolder) -> list[Row]:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    reader = ArrayRecordReader(str(packed.rows_file))
-    rows = [Row.from_bytes(data) for data in reader.read_all()]
-    reader.close()
-    return rows
-
-
-def conversations_of(packed: PackedFolder) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:
-    found = []
-    for row in rows_of(packed):
-        cuts = np.cumsum(row.lengths)[:-1]
-        parts = zip(np.split(row.tokens, cuts), np.split(row.trained, cuts), strict=True)
-        found += [(tuple(tokens.tolist()), tuple(trained.tolist())) for tokens, trained in parts]
-    return found
 
 
 # --- the plan
@@ -211,20 +167,24 @@ def test_packed_rows_are_found_again(dataset: pathlib.Path, tokenizer: Tokenizer
     assert not seen
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "manifest", "no rows"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "manifest", "audit", "no rows"])
 def test_damaged_rows_are_made_again(
     dataset: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path, damage: str
 ) -> None:
     first = pack(config(dataset), tokenizer, cache_dir=tmp_path)
-    whole = first.rows_file.read_bytes()
+    file = first.path / first.files[0].file
+    whole = file.read_bytes()
     if damage == "manifest":
         (first.path / "manifest.json").write_text("{")
+    elif damage == "audit":
+        audit = first.path / "audit.json"
+        audit.write_text(audit.read_text().replace('"candidates": 100', '"candidates": 101'))
     elif damage == "no rows":
-        first.rows_file.unlink()
+        file.unlink()
     else:
         middle = len(whole) // 2
         rest = whole[middle + 1 :] if damage == "flip" else b""
-        first.rows_file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + rest)
+        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + rest)
     again = pack(config(dataset), tokenizer, cache_dir=tmp_path)
     assert again == first
     assert conversations_of(again)
@@ -323,7 +283,7 @@ def test_trained_tokens_are_reached_and_passed_by_less_than_one_conversation(
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (Selection(rounds_from=9), "keeps none of the 100 records .* its rounds are 0 to 3"),
+        (Selection(rounds_from=9), "keeps none of the records .* its rounds are 0 to 3"),
         (Selection(operations=("deepening", "deepen")), "names deepen, which wrote no record"),
         (Selection(examples=101), "examples is 101, and there are 100"),
         (Selection(examples=0), "examples is 0"),
@@ -336,7 +296,7 @@ def test_a_selection_that_cannot_be_met_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         pack(config(dataset, selection=selection), tokenizer, cache_dir=tmp_path)
-    assert not [item for item in tmp_path.iterdir() if item.suffix != ".lock"]
+    assert not [item for item in tmp_path.iterdir() if item.suffix not in (".lock", ".encoded")]
 
 
 # --- held out

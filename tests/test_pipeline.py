@@ -1,17 +1,23 @@
 """A batch is what its docstring shows, and depends on the seed and the step alone."""
 
 import re
+import shutil
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_rows import write_rows
 
 from wizard_jax.data import pipeline
-from wizard_jax.data.packing import Group, PackedFolder, PackStats
+from wizard_jax.data.config import DataError
+from wizard_jax.data.packing import PackedFolder
 from wizard_jax.data.pipeline import Batch, HeldOutBatch, batches, held_out_batches, to_batch
+from wizard_jax.data.row_files import RowReader
 from wizard_jax.data.rows import Row
 from wizard_jax.data.steps import StepRows
 
@@ -83,34 +89,16 @@ def test_batches_equal_a_slow_reference(rows: list[Row]) -> None:
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedFolder:
-    """30 rows; the first token of each is its number + 1."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    folder = tmp_path_factory.mktemp("packed")
-    writer = ArrayRecordWriter(str(folder / "rows.arrayrecord"), "group_size:1")
+    """30 rows in three files; the first token of each is its number + 1."""
     draw = np.random.default_rng(0)
+    rows = []
     for number in range(30):
         lengths = draw.integers(2, 10, 3).astype(np.int32)
         tokens = draw.integers(1, 1000, lengths.sum()).astype(np.int32)
         tokens[0] = number + 1
         groups = np.array([0, 1, number % 2], np.int32)
-        writer.write(Row(tokens=tokens, trained=tokens % 2 == 0, lengths=lengths, groups=groups).to_bytes())
-    writer.close()
-    stats = PackStats(
-        seq_len=L,
-        rows=30,
-        conversations=90,
-        tokens=500,
-        trained_tokens=250,
-        candidates=90,
-        truncated=0,
-        dropped=0,
-        untrained=0,
-    )
-    groups = tuple(
-        Group(source="s", round=number, conversations=45, tokens=250, trained_tokens=125) for number in (0, 1)
-    )
-    return PackedFolder(path=folder, stats=stats, groups=groups, sha256="")
+        rows.append(Row(tokens=tokens, trained=tokens % 2 == 0, lengths=lengths, groups=groups))
+    return write_rows(rows, tmp_path_factory.mktemp("packed"), seq_len=L, file_rows=11)
 
 
 def whole_rows(count: int) -> StepRows:
@@ -144,6 +132,26 @@ def test_a_batch_may_span_epochs_and_be_larger_than_one(packed: PackedFolder) ->
     found = take(packed, 3, rows=whole_rows(40), seed=0)
     numbers = [int(batch.tokens[i, 0]) for batch in found for i in range(40)]
     assert all(sorted(numbers[i : i + 30]) == list(range(1, 31)) for i in range(0, 120, 30))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("per_step", [Fraction(8), Fraction(9, 2), Fraction(40)], ids=str)
+def test_epochs_are_exact_for_any_batch_and_any_number_of_processes(
+    packed: PackedFolder, per_step: Fraction, processes: int
+) -> None:
+    """30 rows: epochs end within steps, and one step may hold more than an epoch."""
+    epochs = 4
+    rows = StepRows(per_step, -(-per_step // 4) * 4, end=epochs * 30)
+    share = rows.batch_rows // processes
+    parts = [
+        take(packed, rows.steps, rows=rows, seed=1, positions=[slice(index * share, (index + 1) * share)])
+        for index in range(processes)
+    ]
+    steps = joined(parts)
+    numbers = [int(row[0]) for batch in steps for row in batch.tokens if row.any()]
+    for epoch in range(epochs):
+        assert sorted(numbers[30 * epoch : 30 * (epoch + 1)]) == list(range(1, 31))
+    assert len(numbers) == 30 * epochs
 
 
 @pytest.mark.parametrize("start", [1, 4, 5, 17])
@@ -227,3 +235,40 @@ def test_processes_together_read_all_that_is_held_out(packed: PackedFolder, coun
     assert same(joined([[one.batch for one in part] for part in parts]), [one.batch for one in whole])
     groups = [np.concatenate([one.groups for one in step]) for step in zip(*parts, strict=True)]
     assert all(np.array_equal(left, right.groups) for left, right in zip(groups, whole, strict=True))
+
+
+# --- failures
+
+
+def copied(packed: PackedFolder, folder: Path) -> PackedFolder:
+    shutil.copytree(packed.path, folder)
+    return replace(packed, path=folder)
+
+
+def test_a_flipped_byte_is_found_with_its_file_and_row(packed: PackedFolder, tmp_path: Path) -> None:
+    copy = copied(packed, tmp_path / "copy")
+    file = copy.path / copy.files[1].file
+    data = bytearray(file.read_bytes())
+    reader = RowReader(copy.path, copy.files)
+    row = reader.read([11 + 6])[0]
+    place = bytes(data).find(row[-40:])  # rows of a test are not compressed
+    data[place] ^= 4
+    file.write_bytes(data)
+    message = rf"{file}: row 6 cannot be read \(.*\): remove its folder, and `wizard pack`"
+    with pytest.raises(DataError, match=message):
+        take(copy, 5, rows=whole_rows(6), seed=0)
+    with pytest.raises(DataError, match=message):
+        held_out(copy, batch_rows=8)
+
+
+def test_a_file_that_is_gone_or_short_is_named(packed: PackedFolder, tmp_path: Path) -> None:
+    copy = copied(packed, tmp_path / "copy")
+    file = copy.path / copy.files[2].file
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[100:]):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"{file} holds 0 rows of 8: remove its folder"):
+            batches(copy, rows=whole_rows(6), seed=0)
+    file.unlink()
+    with pytest.raises(DataError, match=rf"{file} is gone: remove its folder"):
+        batches(copy, rows=whole_rows(6), seed=0)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from wizard_jax.data.audit import PackStats
 from wizard_jax.data.config import ConversationsPerStep, DataError, RowsPerStep, TrainedTokensPerStep
-from wizard_jax.data.packing import PackStats
 from wizard_jax.data.steps import Sizing, StepRows, row_indices, step_rows
 
 

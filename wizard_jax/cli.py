@@ -191,15 +191,27 @@ def _tokenizer(arguments: argparse.Namespace) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from wizard_jax.data.packing import pack
-    from wizard_jax.progress import show_progress
+    from wizard_jax.data.audit import Audit
+    from wizard_jax.data.packing import LossError, pack
+    from wizard_jax.progress import show_progress, show_table
     from wizard_jax.tokenizer import Tokenizer
     from wizard_jax.train.config import TrainConfig
 
     config = _load(TrainConfig, arguments)
-    with show_progress("pack") as progress:
-        packed = pack(config.data, Tokenizer(config.tokenizer), cache_dir=arguments.out, progress=progress)
-    say(f"{packed.rows:,} rows in {packed.path}, {packed.stats.efficiency:.1%} filled")
+    tokenizer = Tokenizer(config.tokenizer)
+
+    def show(audit: Audit) -> None:
+        show_table((audit.part.replace("_", "-"), "", ""), audit.table())
+
+    for part in config.data.parts:
+        try:
+            with show_progress(f"pack {part.replace('_', '-')}") as progress:
+                packed = pack(config.data, tokenizer, cache_dir=arguments.out, part=part, progress=progress)
+        except LossError as refused:
+            show(refused.audit)
+            raise
+        show(packed.audit)
+        say(f"{packed.rows:,} rows in {packed.path}, {packed.stats.efficiency:.1%} filled")
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -103,7 +103,7 @@ def _open_stage(path: Path, *, step: int | None, mesh: jax.sharding.Mesh | None)
 
 def _origin(run: TrainConfig) -> tuple[tuple[str, ...], str]:
     """`OpenedModel.trained_on` and `untraced` of a run."""
-    own = (run.data.dataset,)
+    own = tuple(member.dataset for member in run.data.members)
     if not isinstance(run.init, FromCheckpoint):
         return own, ""
     source = run.init.path

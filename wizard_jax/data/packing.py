@@ -1,7 +1,12 @@
 """Conversations packed into rows of L tokens: planned once, for all of them, before training.
 
-The rows are a folder of one ArrayRecord file and a manifest, named by what it was made from, so that it is
-made once and found again. How many hosts or workers read it later has no influence on what is in it.
+packed/<key>/            named by what it was made from, so that it is made once and found again
+  rows-00000-of-00003.arrayrecord  ...
+  manifest.json          what it was made from, and every file's rows and SHA-256
+  audit.json             what was packed, and what was lost
+packed/.<key>.encoded/   token ids, while rows are being made: what is finished in it is not made again after a kill
+
+How many processes make the rows, or read them later, has no influence on what is in them.
 """
 
 from __future__ import annotations
@@ -9,70 +14,41 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
+import itertools
 import json
-import os
+import math
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
-
+from configs.folder import write_atomically
 from data_gen import shards
 from wizard_jax import chat
+from wizard_jax.data.audit import Audit, Group, PackStats, describe_long, make_audit
+from wizard_jax.data.choosing import choose
 from wizard_jax.data.config import DataConfig, DataError, Part
-from wizard_jax.data.conversations import Conversations, encode_selected
-from wizard_jax.data.planning import Plan, plan_packing
-from wizard_jax.data.rows import Row
+from wizard_jax.data.conversations import encode_members
+from wizard_jax.data.encoding import Encoder, Filter
+from wizard_jax.data.planning import plan_packing
+from wizard_jax.data.row_files import RowFile, RowWriter, is_whole, row_file_count, row_tasks, sha256_of
+from wizard_jax.data.workers import in_order, usable_cpus
 from wizard_jax.progress import Progress
 from wizard_jax.tokenizer import Tokenizer
 
-ROWS = "rows.arrayrecord"
 MANIFEST = "manifest.json"
-_VERSION = 3
+AUDIT = "audit.json"
+_VERSION = 4
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PackStats:
-    """What was packed, and what was lost on the way."""
+class LossError(DataError):
+    """More conversations are lost than the config allows."""
 
-    seq_len: int
-    rows: int
-    conversations: int
-    tokens: int
-    trained_tokens: int
-    candidates: int
-    """Conversations of the selected rounds and operations, before any loss."""
-    truncated: int
-    """Packed without their end."""
-    dropped: int
-    """Left out because they are longer than a row."""
-    untrained: int
-    """Left out because they hold nothing to train on."""
-
-    @property
-    def efficiency(self) -> float:
-        """Tokens in rows / tokens that rows can hold."""
-        return self.tokens / (self.rows * self.seq_len)
-
-    @property
-    def lost_share(self) -> float:
-        """Of conversations, those that are not there whole; `truncated` is of the packed ones, the others of all."""
-        usable = self.candidates - self.dropped - self.untrained
-        every = self.candidates * self.conversations
-        return (every - usable * (self.conversations - self.truncated)) / every
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
-    """What was packed of one round of one source."""
-
-    source: str
-    round: int
-    conversations: int
-    tokens: int
-    trained_tokens: int
+    def __init__(self, message: str, *, audit: Audit) -> None:
+        super().__init__(message)
+        self.audit = audit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,19 +56,34 @@ class PackedFolder:
     """Packed rows on disk."""
 
     path: pathlib.Path
-    stats: PackStats
-    groups: tuple[Group, ...]
-    """By source and round; rows name them by their index here."""
-    sha256: str
-    """Of the file of rows."""
+    audit: Audit
+    files: tuple[RowFile, ...]
 
     @property
-    def rows_file(self) -> pathlib.Path:
-        return self.path / ROWS
+    def stats(self) -> PackStats:
+        return self.audit.stats
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """By source and round; rows name them by their index here."""
+        return self.audit.groups
 
     @property
     def rows(self) -> int:
-        return self.stats.rows
+        return sum(written.rows for written in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """Of all rows, in order."""
+        return hashlib.sha256("".join(f"{one.rows} {one.sha256}\n" for one in self.files).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What processes work on at a time, at least: large data sets have larger pieces, so that they stay few."""
+
+    chunk_records: int = 1024
+    file_rows: int = 16_384
 
 
 def _silent(done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
@@ -106,161 +97,186 @@ def pack(
     cache_dir: pathlib.Path,
     part: Part = "train",
     progress: Progress = _silent,
+    sizes: Sizes = Sizes(),
 ) -> PackedFolder:
     """The packed rows that a config asks for: those in `cache_dir` if they are intact, or made now.
 
-    The part 'held_out' is that share of lineages which is not in the part 'train' of the same config.
-
-    One process makes them while others that ask for the same wait.
+    The part 'held_out' is that share of lineages which is not in the part 'train' of the same config. One process
+    makes them while others that ask for the same wait. A call that was killed is gone on with: neither a finished
+    chunk of conversations nor a finished file of rows is made again.
 
     Raises:
-      DataError: nothing selected, too long conversations, too much lost, or conversations that the
-        format cannot hold.
-      ShardError: the data set is missing or damaged.
+      DataError: nothing selected, too long conversations, or conversations that the format cannot hold.
+      LossError: too much lost. What was found is in `<key>.audit.json` beside the packed folders.
+      ShardError: a data set is missing or damaged.
     """
-    chat_format = chat.get_format(config.chat_format)
     if config.seq_len < 2:
         raise DataError(f"data.seq_len is {config.seq_len}: a row needs at least 2 tokens")
+    manifests = [shards.read_manifest(pathlib.Path(member.dataset)) for member in config.members]
+    _refuse_overlap(config, manifests=manifests)
+    encoded_from = _encoded_from(config, tokenizer, part=part, manifests=manifests)
     made_from = {
-        "version": _VERSION,
-        "data": shards.read_manifest(pathlib.Path(config.dataset)).sha256,
-        "tokenizer": tokenizer.sha256,
-        "chat_format": dataclasses.asdict(chat_format),
-        "seq_len": config.seq_len,
-        "selection": dataclasses.asdict(config.selection),
-        "truncation": config.truncation,
-        "packing_seed": config.packing_seed,
-        "part": part,
-        "held_out": [config.held_out_share, config.held_out_seed],
+        "encoded_from": encoded_from,
+        "file_rows": sizes.file_rows,
+        **_chosen_by(config, part=part),
     }
-    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+    key, encoded_key = _key(made_from), _key(encoded_from)
     cache_dir = pathlib.Path(cache_dir)
     cache_dir.mkdir(parents=True, exist_ok=True)
-    folder = cache_dir / key
-    with _lock(cache_dir / f"{key}.lock"):
-        packed = _open_packed(folder)
-        if packed is None:
-            partial = cache_dir / f".{key}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
-                _build(config, tokenizer, part=part, folder=partial, made_from=made_from, progress=progress)
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+    folder, refused = cache_dir / key, cache_dir / f"{key}.audit.json"
+    packed = _open_packed(folder)
+    if packed is None:
+        with _lock(cache_dir / f"{encoded_key}.lock"):
             packed = _open_packed(folder)
-            assert packed is not None, f"{folder} was just written and is not intact"
-    _refuse_losses(packed.stats, config=config)
+            if packed is None:
+                encoded, partial = cache_dir / f".{encoded_key}.encoded", cache_dir / f".{key}.partial"
+                with _folder_if_filled(encoded), _folder_if_filled(partial):
+                    _build(
+                        config,
+                        Encoder(tokenizer, config.chat_format, config.seq_len, encoded),
+                        part=part,
+                        manifests=manifests,
+                        folder=partial,
+                        refused=refused,
+                        made_from=made_from,
+                        sizes=sizes,
+                        progress=progress,
+                    )
+                    shards.put_in_place(partial, folder)
+                    shutil.rmtree(encoded)
+                packed = _open_packed(folder)
+                assert packed is not None, f"{folder} was just written and is not intact"
+    _refuse_losses(packed.audit, config=config, file=packed.path / AUDIT)
     return packed
+
+
+def _encoded_from(
+    config: DataConfig, tokenizer: Tokenizer, *, part: Part, manifests: Sequence[shards.Manifest]
+) -> dict[str, Any]:
+    """All that token ids depend on."""
+    kept = [
+        Filter.of(member.selection, part=part, share=config.held_out_share, seed=config.held_out_seed)
+        for member in config.members
+    ]
+    return {
+        "version": _VERSION,
+        "data": [manifest.sha256 for manifest in manifests],
+        "records": [dataclasses.asdict(one) for one in kept],
+        "tokenizer": tokenizer.sha256,
+        "chat_format": dataclasses.asdict(chat.get_format(config.chat_format)),
+        "seq_len": config.seq_len,
+    }
+
+
+def _chosen_by(config: DataConfig, *, part: Part) -> dict[str, Any]:
+    """What decides, of the encoded conversations, which are packed, and how."""
+    mixture = config.mixture
+    limits = {
+        "selections": [dataclasses.asdict(member.selection) for member in config.members],
+        "weights": None if mixture is None else [mixture.weights, mixture.ends],
+    }
+    how = {"truncation": config.truncation, "packing_seed": config.packing_seed}
+    return how | limits if part == "train" else how
+
+
+def _refuse_overlap(config: DataConfig, *, manifests: Sequence[shards.Manifest]) -> None:
+    """An epoch has a conversation as often as it says: so none may be of two members of a mixture."""
+    for (one, left), (other, right) in itertools.combinations(zip(config.members, manifests, strict=True), 2):
+        ours, theirs = one.selection, other.selection
+        lasts = [math.inf if last is None else last for last in (ours.rounds_to, theirs.rounds_to)]
+        rounds = max(ours.rounds_from, theirs.rounds_from) <= min(lasts)
+        operations = not (ours.operations and theirs.operations) or set(ours.operations) & set(theirs.operations)
+        if left.sha256 == right.sha256 and rounds and operations:
+            raise DataError(
+                f"{one.dataset} and {other.dataset} hold the same records, and data.mixture takes some of them from "
+                "both: select other rounds or operations of each, or name the data set once"
+            )
 
 
 def _build(
     config: DataConfig,
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     *,
     part: Part,
+    manifests: Sequence[shards.Manifest],
     folder: pathlib.Path,
-    made_from: dict[str, Any],
+    refused: pathlib.Path,
+    made_from: Mapping[str, Any],
+    sizes: Sizes,
     progress: Progress,
 ) -> None:
-    conversations = encode_selected(config, tokenizer, part=part, spool=folder / "spool", progress=progress)
-    plan = plan_packing(conversations.lengths, seq_len=config.seq_len, seed=config.packing_seed)
-    stats = PackStats(
-        seq_len=config.seq_len,
-        rows=plan.rows,
-        conversations=len(conversations.lengths),
-        tokens=int(conversations.lengths.sum()),
-        trained_tokens=int(conversations.trained.sum()),
-        candidates=conversations.candidates,
-        truncated=conversations.truncated,
-        dropped=conversations.dropped,
-        untrained=conversations.untrained,
+    """Write a packed folder; the audit goes to `refused` where that can not be."""
+    conversations = encode_members(
+        config, encoder, part=part, manifests=manifests, chunk_records=sizes.chunk_records, progress=progress
     )
-    _refuse_losses(stats, config=config)
-    _write_rows(folder / ROWS, plan=plan, conversations=conversations, progress=progress)
-    conversations.spool.unlink()
+    if problem := describe_long(conversations, config=config):
+        raise DataError(problem)
+    choice = choose(conversations, config=config, part=part)
+    lengths = conversations.kept[choice.items]
+    plan = plan_packing(lengths, seq_len=config.seq_len, seed=config.packing_seed)
+    audit = make_audit(conversations, choice=choice, plan=plan, lengths=lengths, config=config, part=part)
+    write_atomically(refused, audit.to_json())
+    _refuse_losses(audit, config=config, file=refused)
+    tasks = row_tasks(conversations, items=choice.items, lengths=lengths, plan=plan, file_rows=sizes.file_rows)
+    processes = min(config.processes or usable_cpus(), row_file_count(plan, file_rows=sizes.file_rows))
+    files, done = [], 0
+    for written in in_order(RowWriter(folder, conversations.words), tasks, processes=processes):
+        files.append(written)
+        done += written.rows
+        progress(done, plan.rows, {"doing": "write rows"})
+    for note in folder.glob("*.arrayrecord.json"):
+        note.unlink()
+    write_atomically(folder / AUDIT, audit.to_json())
     manifest = {
         "made_from": made_from,
         "plan_sha256": plan.sha256,
-        "rows_sha256": _sha256(folder / ROWS),
-        "stats": dataclasses.asdict(stats),
-        "groups": [dataclasses.asdict(group) for group in _groups(conversations)],
+        "files": [dataclasses.asdict(written) for written in files],
+        "audit_sha256": sha256_of(folder / AUDIT),
     }
-    with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    refused.unlink()
 
 
-def _groups(conversations: Conversations) -> list[Group]:
-    numbers = len(conversations.group_names)
-    counts = np.bincount(conversations.groups, minlength=numbers).tolist()
-    # Sums of float64 are exact below 2**53 tokens.
-    tokens = np.bincount(conversations.groups, weights=conversations.lengths, minlength=numbers).tolist()
-    trained = np.bincount(conversations.groups, weights=conversations.trained, minlength=numbers).tolist()
-    return [
-        Group(source=source, round=number, conversations=count, tokens=int(held), trained_tokens=int(learnt))
-        for (source, number), count, held, learnt in zip(
-            conversations.group_names, counts, tokens, trained, strict=True
-        )
-    ]
-
-
-def _write_rows(file: pathlib.Path, *, plan: Plan, conversations: Conversations, progress: Progress) -> None:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    writer = ArrayRecordWriter(str(file), "group_size:1")
-    for index in range(plan.rows):
-        row = plan.row(index)
-        parts = [conversations.read(item) for item in row.tolist()]
-        writer.write(
-            Row(
-                tokens=np.concatenate([tokens for tokens, _ in parts]),
-                trained=np.concatenate([trained for _, trained in parts]),
-                lengths=conversations.lengths[row],
-                groups=conversations.groups[row],
-            ).to_bytes()
-        )
-        if index % 1000 == 999 or index == plan.rows - 1:
-            progress(index + 1, plan.rows, {"doing": "write rows"})
-    writer.close()
-
-
-def _refuse_losses(stats: PackStats, *, config: DataConfig) -> None:
+def _refuse_losses(audit: Audit, *, config: DataConfig, file: pathlib.Path) -> None:
+    stats = audit.stats
     if stats.lost_share > config.max_lost_share:
-        raise DataError(
-            f"of {stats.candidates} conversations of {config.dataset}, {stats.truncated} are truncated and "
+        where = " and ".join(member.dataset for member in config.members)
+        raise LossError(
+            f"of {stats.candidates} conversations of {where}, {stats.truncated} are truncated and "
             f"{stats.dropped} dropped at data.seq_len = {config.seq_len}, and {stats.untrained} hold nothing to "
-            f"train on: more than data.max_lost_share = {config.max_lost_share} allows. Raise data.seq_len, "
-            "select other records, or raise data.max_lost_share"
+            f"train on: more than data.max_lost_share = {config.max_lost_share} allows. {file} names some. "
+            "Raise data.seq_len, select other records, or raise data.max_lost_share",
+            audit=audit,
         )
 
 
 def _open_packed(folder: pathlib.Path) -> PackedFolder | None:
     """None unless the folder is there and its rows are those that were written."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    if not (folder / MANIFEST).is_file() or not (folder / ROWS).is_file():
-        return None
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        stats = PackStats(**manifest["stats"])
-        groups = tuple(Group(**group) for group in manifest["groups"])
-        sha256 = manifest["rows_sha256"]
-    except (ValueError, KeyError, TypeError):
+        files = tuple(RowFile(**written) for written in manifest["files"])
+        audit = Audit.from_json((folder / AUDIT).read_bytes())
+        intact = sha256_of(folder / AUDIT) == manifest["audit_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if _sha256(folder / ROWS) != sha256:
-        return None
-    reader = ArrayRecordReader(str(folder / ROWS))
-    rows = reader.num_records()
-    reader.close()
-    return PackedFolder(folder, stats, groups, sha256) if rows == stats.rows else None
+    with ThreadPoolExecutor(usable_cpus()) as threads:  # hashing leaves Python's lock
+        intact = intact and all(threads.map(lambda written: is_whole(folder, written), files))
+    return PackedFolder(folder, audit, files) if intact else None
 
 
-def _sha256(file: pathlib.Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _key(made_from: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _folder_if_filled(folder: pathlib.Path) -> Iterator[None]:
+    """A folder to write to, which is not left behind with nothing in it."""
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 
 from wizard_jax.data.packing import PackedFolder
+from wizard_jax.data.row_files import RowReader
 from wizard_jax.data.rows import Row
 from wizard_jax.data.steps import StepRows, row_indices
 
@@ -93,6 +94,9 @@ def batches(
       rows: which rows make a step, over all processes.
       positions: which rows of every batch this process needs, as its devices hold them; they come in this order.
       threads, prefetch: how many read ahead, and how many batches; of no influence on what is read.
+
+    Raises:
+      DataError: at once, a file is missing or short; from `next`, a row cannot be read.
     """
     import grain
 
@@ -132,14 +136,12 @@ class _Rows:
     """Random access to the rows of a packed folder."""
 
     def __init__(self, packed: PackedFolder) -> None:
-        import grain
-
-        self._source = grain.sources.ArrayRecordDataSource(str(packed.rows_file))
+        self._reader = RowReader(packed.path, packed.files)
 
     def read(self, numbers: np.ndarray) -> list[Row | None]:
         """The rows of these numbers; None for -1."""
         wanted = numbers[numbers >= 0].tolist()
-        found = iter(self._source.__getitems__(wanted) if wanted else [])
+        found = iter(self._reader.read(wanted))
         return [Row.from_bytes(next(found)) if number >= 0 else None for number in numbers.tolist()]
 
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+
+def to_words(tokens: np.ndarray, *, trained: np.ndarray) -> bytes:
+    """Tokens on disk: 2 * id + trained for each, little-endian uint32."""
+    words: np.ndarray = (tokens.astype("<u4") << 1) | trained
+    return words.astype("<u4").tobytes()
+
+
+def row_bytes(lengths: np.ndarray, *, groups: np.ndarray, words: Sequence[bytes]) -> bytes:
+    """A row on disk, little-endian uint32: number of conversations, their lengths and groups, then their words."""
+    head = np.concatenate([np.array([len(lengths)]), lengths, groups]).astype("<u4")
+    return b"".join([head.tobytes(), *words])
 
 
 class Row(NamedTuple):
@@ -20,10 +33,7 @@ class Row(NamedTuple):
     """int32 [conversations]: where in the list of groups each conversation's source and round stand."""
 
     def to_bytes(self) -> bytes:
-        """Little-endian uint32: number of conversations, their lengths and groups, then 2 * id + trained per token."""
-        words = (self.tokens.astype(np.uint32) << 1) | self.trained
-        parts = (np.array([len(self.lengths)]), self.lengths, self.groups, words)
-        return np.concatenate([part.astype("<u4") for part in parts]).tobytes()
+        return row_bytes(self.lengths, groups=self.groups, words=[to_words(self.tokens, trained=self.trained)])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Row:

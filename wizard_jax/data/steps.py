@@ -9,9 +9,9 @@ from fractions import Fraction
 
 import numpy as np
 
+from wizard_jax.data.audit import PackStats
 from wizard_jax.data.config import ConversationsPerStep, DataError, RowsPerStep, TrainedTokensPerStep
 from wizard_jax.data.order import seeded_order
-from wizard_jax.data.packing import PackStats
 
 Sizing = RowsPerStep | ConversationsPerStep | TrainedTokensPerStep
 

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from wizard_jax.data.packing import Group, PackedFolder
+from wizard_jax.data.audit import Group
+from wizard_jax.data.packing import PackedFolder
 from wizard_jax.data.pipeline import HeldOutBatch, held_out_batches
 from wizard_jax.model.sharding import batch_sharding
 from wizard_jax.train.step import Columns, TrainState

@@ -3,6 +3,7 @@
 config.gin  identity.json  complete.json   as every stage
 input.json, tokenizer.model                what it trains on and starts from, pinned at the first start
 starts.jsonl, environment.json, source.diff   what it takes to repeat it
+audit.json                                 what was packed and what was lost on the way
 metrics.jsonl, tensorboard/                every step
 profile/                                   a trace of some steps, if asked for
 checkpoints/<step>/                        params and opt_state
@@ -30,7 +31,7 @@ from configs.interrupt import stop_flag
 from configs.loader import entries
 from data_gen.shards import dataset_folder, read_manifest
 from wizard_jax.chat import get_format
-from wizard_jax.data.packing import PackedFolder, pack
+from wizard_jax.data.packing import AUDIT, PackedFolder, pack
 from wizard_jax.data.pipeline import batches
 from wizard_jax.data.steps import StepRows, step_rows
 from wizard_jax.model.decoder import count_params
@@ -82,6 +83,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
         # Data: packed once, then read by row number
         cache = Path(config.pack_cache) if config.pack_cache else folder.path.absolute().parent / "packed"
         packed = pack(config.data, tokenizer, cache_dir=cache, progress=progress)
+        write_atomically(folder.path / AUDIT, packed.audit.to_json())
         microbatch_ways = math.prod(mesh.shape[axis] for axis in RULES["batch"]) * config.gradient_accumulation
         rows = step_rows(config.batch, stats=packed.stats, multiple_of=microbatch_ways, epochs=config.epochs)
         total = rows.steps if config.steps is None else config.steps
@@ -113,7 +115,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
             model, peak = config.model, config.peak_flops
             utilisation = utilisation_of(model, seq_len=config.data.seq_len, mesh=mesh, peak_flops=peak)
             hashes = {
-                "data_sha256": read_manifest(Path(config.data.dataset)).sha256,
+                "data_sha256": " ".join(read_manifest(Path(one.dataset)).sha256 for one in config.data.members),
                 "tokenizer_sha256": tokenizer.sha256,
                 "packed_sha256": packed.sha256,
                 "held_out_sha256": None if held_out is None else held_out.packed.sha256,
@@ -162,7 +164,8 @@ def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
             f"{config.tokenizer} has {tokenizer.vocab_size} tokens and model.vocab_size is "
             f"{config.model.vocab_size}: set it to at least {tokenizer.vocab_size}"
         )
-    dataset_folder(Path(config.data.dataset))
+    for member in config.data.members:
+        dataset_folder(Path(member.dataset))
     get_format(config.data.chat_format)
     if isinstance(config.init, FromCheckpoint):
         if not _weights_of(config.init).steps():
