@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.ad_checkpoint import saved_residuals
 from jax.sharding import Mesh
 
 from wizard_jax.model import decoder
@@ -112,7 +113,11 @@ def test_decoding_token_by_token_gives_the_hidden_states_of_the_whole(params: de
 
 @pytest.mark.parametrize(
     "change",
-    [{"scan_unroll": 3}, {"remat": "full"}, {"remat": "dots"}, {"remat": "full", "scan_unroll": 2}],
+    [
+        {"scan_unroll": 3},
+        {"remat": "full", "scan_unroll": 2},
+        *({"remat": policy} for policy in ("full", "attention", "qkv", "except_mlp", "dots", "offload")),
+    ],
     ids=str,
 )
 def test_how_it_is_computed_changes_neither_loss_nor_gradients(params: decoder.Params, change: dict[str, Any]) -> None:
@@ -121,6 +126,30 @@ def test_how_it_is_computed_changes_neither_loss_nor_gradients(params: decoder.P
     other_loss, other_gradients = loss_and_gradients(params, columns, config=dataclasses.replace(TINY, **change))
     np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
     assert_trees_close(other_gradients, gradients, tolerance=1e-5)
+
+
+def residuals(params: decoder.Params, config: ModelConfig) -> int:
+    """Bytes that the forward pass keeps for the backward pass, parameters aside."""
+    columns = packed(5, 9, width=16)
+
+    def total(tree: decoder.Params) -> jax.Array:
+        return decoder.hidden_states(tree, **columns, config=config).sum()
+
+    kept = saved_residuals(total, params)
+    return sum(array.size * array.dtype.itemsize for array, source in kept if "argument" not in source)
+
+
+def test_remat_policies_keep_what_they_say(params: decoder.Params) -> None:
+    """Float32 numbers of 16 tokens in 3 layers: in units of the documentation of `remat`."""
+    policies = ("full", "attention", "qkv", "except_mlp", "dots", "none")
+    kept = {policy: residuals(params, dataclasses.replace(TINY, remat=policy)) for policy in policies}
+    model_width, heads, kv_heads = TINY.d_model, TINY.n_heads * TINY.head_dim, TINY.n_kv_heads * TINY.head_dim
+    per_number = 4 * 16 * TINY.n_layers
+    assert kept["attention"] - kept["full"] == per_number * heads
+    assert kept["qkv"] - kept["attention"] == per_number * (heads + 2 * kv_heads)
+    assert kept["except_mlp"] - kept["qkv"] == per_number * model_width
+    assert kept["dots"] - kept["full"] == per_number * (model_width + heads + 2 * kv_heads + 2 * TINY.d_ff)
+    assert kept["none"] > kept["dots"]
 
 
 def test_bfloat16_compute_keeps_float32_parameters_logits_and_gradients(params: decoder.Params) -> None:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from configs.errors import UserError
 from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.remat import ATTENDED, named
 from wizard_jax.model.sharding import MESH_AXES, partition_spec
 
 KERNELS: Mapping[str, Literal["splash", "triton"]] = {
@@ -96,7 +97,8 @@ def attend_packed(
     has not decided, is the reference.
     """
     if implementation in ("auto", "reference"):
-        return attend(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, q_segment_ids=segment_ids, kv_segment_ids=segment_ids)
+        attended = attend(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, q_segment_ids=segment_ids, kv_segment_ids=segment_ids)
+        return named(attended, ATTENDED)
     if implementation == "splash":
         from wizard_jax.model.splash import attend_splash as attend_on_device
     else:

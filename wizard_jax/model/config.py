@@ -38,8 +38,14 @@ class ModelConfig:
         doc="what computes it in training: the kernel of TPUs (splash) or of GPUs (triton), or the einsum that both "
         "must equal and that CPUs take; auto goes by the devices",
     )
-    remat: Literal["none", "full", "dots"] = setting(
-        "none", operational=True, doc="what a layer keeps for its backward pass: all, nothing, or products"
+    remat: Literal["none", "dots", "except_mlp", "qkv", "attention", "full", "offload"] = setting(
+        "none",
+        operational=True,
+        doc="what a layer keeps of each token for its backward pass, the rest being computed again. full: its input, D "
+        "numbers; attention: also what attention gave, H Dh (on TPUs the kernel then runs once); qkv: also queries, "
+        "keys and values, (H + 2 K) Dh; except_mlp: also the input of the feed-forward layer, D; dots: the input and "
+        "every matrix product of a weight, 2 D + (H + 2 K) Dh + 2 F; none: all; offload: as full, with the input in "
+        "the memory of the host",
     )
     scan_unroll: int = setting(1, operational=True, doc="layers per step of the scan; N unrolls it whole")
 

@@ -19,6 +19,7 @@ from flax import nnx
 
 from wizard_jax.model.attention import attend, attend_packed
 from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.remat import MLP_INPUT, QKV, RESIDUAL, checkpointed, named
 from wizard_jax.model.sharding import constrain
 
 Params = dict[str, Any]
@@ -157,15 +158,6 @@ def _embed(params: Params, tokens_BxL: jax.Array, *, config: ModelConfig) -> jax
         return constrain(params["embed"][tokens_BxL].astype(config.compute_dtype), RESIDUAL_AXES)
 
 
-def _checkpointed(layer: Any, *, config: ModelConfig) -> Any:
-    """The layer with its remat policy. CSE would undo remat across the copies of an unrolled scan."""
-    if config.remat == "none":
-        return layer
-    policies = jax.checkpoint_policies
-    policy = {"full": policies.nothing_saveable, "dots": policies.dots_with_no_batch_dims_saveable}
-    return jax.checkpoint(layer, policy=policy[config.remat], prevent_cse=config.scan_unroll > 1)
-
-
 def hidden_states(
     params: Params,
     *,
@@ -184,15 +176,17 @@ def hidden_states(
 
     def step(x_BxLxD: jax.Array, arrays: Params) -> tuple[jax.Array, None]:
         layer = nnx.merge(graph, arrays)
+        x_BxLxD = named(x_BxLxD, RESIDUAL)
         with jax.named_scope("attention"):
-            q, k, v = layer.heads(x_BxLxD, rotation=rotation)
+            q, k, v = named(layer.heads(x_BxLxD, rotation=rotation), QKV)
             attended = attend_packed(q, k, v, segment_ids=segment_ids, implementation=config.attention)
             x_BxLxD = constrain(x_BxLxD + layer.output(attended), RESIDUAL_AXES)
+            x_BxLxD = named(x_BxLxD, MLP_INPUT)
         with jax.named_scope("mlp"):
             return constrain(x_BxLxD + layer.mlp(x_BxLxD), RESIDUAL_AXES), None
 
     x_BxLxD = _embed(params, tokens, config=config)
-    x_BxLxD, _ = jax.lax.scan(_checkpointed(step, config=config), x_BxLxD, params["layers"], unroll=config.scan_unroll)
+    x_BxLxD, _ = jax.lax.scan(checkpointed(step, config=config), x_BxLxD, params["layers"], unroll=config.scan_unroll)
     return rms_norm(x_BxLxD, params["final_norm"], eps=config.norm_eps)
 
 

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
+from wizard_jax.model.remat import ATTENDED
+
 LANES = 128  # the kernel's arrays come in tiles of so many positions
 BLOCKS = (512, 384, 256)  # positions of a block where L is longer than the first of them
-NAME = "attended"  # of what the backward kernels need of the forward one, for remat policies
 
 
 def attend_splash(
@@ -23,7 +24,8 @@ def attend_splash(
 
     Blocks that causality masks whole are not computed, no array of [L, L] exists, and key heads are not repeated.
     Rows are filled up with padding (segment 0, which comes last and which nothing else sees) to whole blocks; an L
-    that is a multiple of 512 needs none. `interpret` runs the kernel's program on any platform, slowly.
+    that is a multiple of 512 needs none. What the backward kernels need of the forward one, its result and its
+    log-sum-exp, has a name that remat policies know. `interpret` runs the program on any platform, slowly.
     """
     length, heads, head_dim = q_BxLxHxDh.shape[1:]
     block, padded = blocks_of(length)
@@ -39,7 +41,7 @@ def attend_splash(
         block_sizes=_block_sizes(block),
         head_shards=1,
         q_seq_shards=1,
-        residual_checkpoint_name=NAME,
+        residual_checkpoint_name=ATTENDED,
         interpret=interpret,
     )
     attended_BxHxLxDh: jax.Array = jax.vmap(kernel)(

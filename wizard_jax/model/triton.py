@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
 
+from wizard_jax.model.remat import ATTENDED, named
+
 ROW_MULTIPLE = 128  # every block size below divides it
 
 
@@ -25,7 +27,8 @@ def attend_triton(
     """`attention.attend` of packed rows: [B, L, H, Dh]. `segment_ids` is [B, L], of queries and keys alike.
 
     Rows are filled up with padding to a multiple of 128. Key-value heads are repeated, once per query head of
-    theirs: the kernel knows no groups. `interpret` runs its program on any platform, slowly.
+    theirs: the kernel knows no groups. Whatever a remat policy keeps, the kernel runs again before its backward
+    pass, for its log-sum-exp. `interpret` runs the program on any platform, slowly.
     """
     length, heads, head_dim = q_BxLxHxDh.shape[1:]
     missing = -length % ROW_MULTIPLE
@@ -44,7 +47,7 @@ def attend_triton(
         block_sizes=_block_sizes(q_BxLxHxDh.dtype),
         interpret=interpret,
     )
-    return attended_BxLxHxDh[:, :length]
+    return named(attended_BxLxHxDh[:, :length], ATTENDED)
 
 
 def _block_sizes(dtype: jnp.dtype) -> BlockSizes:

@@ -11,14 +11,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from wizard_jax.model.sharding import constrain
+
 BLOCK_POSITIONS = 512
+WHOLE_BUT_VOCAB = (None, "vocab")  # how the unembedding lies while blocks are computed with it
+
+
+Sums = tuple[jax.Array, jax.Array]  # the loss, and the part of it that is z-loss
 
 
 class Loss(NamedTuple):
-    """A sum and its weight, to be added up over microbatches and hosts and divided once."""
+    """Sums, to be added up over microbatches and hosts and divided by `weight` once.
+
+    `total` is what is minimised. `z` is the part of it that is not cross-entropy; it is for reporting: no gradient.
+    """
 
     total: jax.Array
     weight: jax.Array
+    z: jax.Array
 
 
 class _Gradients(NamedTuple):
@@ -32,14 +42,20 @@ def cross_entropy(
     unembedding_DxV: jax.Array,
     targets_BxL: jax.Array,
     weights_BxL: jax.Array,
+    z_loss: float = 0.0,
     block_positions: int = BLOCK_POSITIONS,
 ) -> Loss:
     """Sum of `weight * -log softmax(hidden @ unembedding)[target]`, and the sum of the weights, in float32.
+
+    With `z_loss`, `z_loss * weight * log(Z)^2` is added, Z being the normaliser of the softmax: it keeps logits from
+    drifting (PaLM, arXiv 2204.02311, section 5, with 1e-4).
 
     `block_positions` positions of every row are done at a time: the largest array is [B, P, V]. The gradient
     with respect to the logits of a block is known as soon as the block is, so under differentiation it is
     turned into the gradients of `hidden` and `unembedding` at once, and no logits are computed twice. The
     matrix products run in the dtype of `hidden` and accumulate in float32. Weights get no gradient.
+
+    On a mesh the unembedding is gathered once, and not in every block; its gradient is summed over the devices once.
     """
     length = hidden_BxLxD.shape[1]
     block = min(block_positions, length)
@@ -52,52 +68,71 @@ def cross_entropy(
         return jnp.moveaxis(split, 1, 0)
 
     weights_BxL = weights_BxL.astype(jnp.float32)
-    total = _blockwise(
+    total, z = _blockwise(
+        z_loss,
         blocks(hidden_BxLxD),
         unembedding_DxV.astype(hidden_BxLxD.dtype),
         blocks(targets_BxL),
         blocks(weights_BxL),
     )
-    return Loss(total=total, weight=weights_BxL.sum())
+    return Loss(total=total, weight=weights_BxL.sum(), z=jax.lax.stop_gradient(z))
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _blockwise(
-    hidden_NxBxPxD: jax.Array, unembedding_DxV: jax.Array, targets: jax.Array, weights: jax.Array
-) -> jax.Array:
-    def add(total: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        hidden_BxPxD, targets_BxP, weights_BxP = block
-        loss, _ = _one_block(hidden_BxPxD, unembedding_DxV, targets_BxP, weights_BxP)
-        return total + loss, None
+    z_loss: float, hidden_NxBxPxD: jax.Array, unembedding_DxV: jax.Array, targets: jax.Array, weights: jax.Array
+) -> Sums:
+    unembedding_DxV = constrain(unembedding_DxV, WHOLE_BUT_VOCAB)
 
-    total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), (hidden_NxBxPxD, targets, weights))
-    return total
+    def add(sums: Sums, block: tuple[jax.Array, ...]) -> tuple[Sums, None]:
+        hidden_BxPxD, targets_BxP, weights_BxP = block
+        of_block, _ = _one_block(hidden_BxPxD, unembedding_DxV, targets_BxP, weights_BxP, z_loss=z_loss)
+        return _added(sums, of_block), None
+
+    sums, _ = jax.lax.scan(add, _zeros(), (hidden_NxBxPxD, targets, weights))
+    return sums
+
+
+def _zeros() -> Sums:
+    return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+
+
+def _added(left: Sums, right: Sums) -> Sums:
+    return left[0] + right[0], left[1] + right[1]
 
 
 def _blockwise_forward(
-    hidden_NxBxPxD: jax.Array, unembedding_DxV: jax.Array, targets: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, _Gradients]:
-    def add(
-        carry: tuple[jax.Array, jax.Array], block: tuple[jax.Array, ...]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        total, unembedding_gradient = carry
+    z_loss: float, hidden_NxBxPxD: jax.Array, unembedding_DxV: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[Sums, _Gradients]:
+    unembedding_DxV = constrain(unembedding_DxV, WHOLE_BUT_VOCAB)
+
+    def add(carry: tuple[Sums, jax.Array], block: tuple[jax.Array, ...]) -> tuple[tuple[Sums, jax.Array], jax.Array]:
+        sums, unembedding_gradient = carry
         hidden_BxPxD, targets_BxP, weights_BxP = block
-        loss, dlogits_BxPxV = _one_block(hidden_BxPxD, unembedding_DxV, targets_BxP, weights_BxP)
+        of_block, dlogits_BxPxV = _one_block(hidden_BxPxD, unembedding_DxV, targets_BxP, weights_BxP, z_loss=z_loss)
         dlogits_BxPxV = dlogits_BxPxV.astype(hidden_BxPxD.dtype)
         dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         dhidden_BxPxD = dot("bpv,dv->bpd", dlogits_BxPxV, unembedding_DxV)
         unembedding_gradient += dot("bpd,bpv->dv", hidden_BxPxD, dlogits_BxPxV)
-        return (total + loss, unembedding_gradient), dhidden_BxPxD.astype(hidden_BxPxD.dtype)
+        return (_added(sums, of_block), unembedding_gradient), dhidden_BxPxD.astype(hidden_BxPxD.dtype)
 
-    nothing = (jnp.zeros((), jnp.float32), jnp.zeros(unembedding_DxV.shape, jnp.float32))
+    nothing = (_zeros(), jnp.zeros(unembedding_DxV.shape, jnp.float32))
     one_block = hidden_NxBxPxD.shape[0] == 1  # then no loop is left: XLA's CPU loops slow down what is in them
-    (total, dunembedding_DxV), dhidden_NxBxPxD = jax.lax.scan(
+    (sums, dunembedding_DxV), dhidden_NxBxPxD = jax.lax.scan(
         add, nothing, (hidden_NxBxPxD, targets, weights), unroll=one_block
     )
-    return total, _Gradients(dhidden_NxBxPxD, dunembedding_DxV.astype(unembedding_DxV.dtype))
+    dunembedding_DxV = constrain(dunembedding_DxV, ("embed", "vocab")).astype(unembedding_DxV.dtype)
+    # Summed over the devices, and so a small part of it on each, before the layers' turn. Left to itself XLA keeps
+    # the whole float32 matrix until they are done: 0.5 GiB of 7B.
+    both = jax.lax.optimization_barrier((dhidden_NxBxPxD, dunembedding_DxV))  # type: ignore[no-untyped-call]
+    return sums, _Gradients(*both)
 
 
-def _blockwise_backward(gradients: _Gradients, scale: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
+def _blockwise_backward(
+    z_loss: float, gradients: _Gradients, cotangents: Sums
+) -> tuple[jax.Array, jax.Array, None, None]:
+    del z_loss  # the gradients have it
+    scale, _ = cotangents
     hidden, unembedding = (g * scale.astype(g.dtype) for g in gradients)
     return hidden, unembedding, None, None
 
@@ -106,17 +141,34 @@ _blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 def _one_block(
-    hidden_BxPxD: jax.Array, unembedding_DxV: jax.Array, targets_BxP: jax.Array, weights_BxP: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Loss of a block (scalar) and its gradient with respect to the logits [B, P, V], both float32."""
-    logits_BxPxV = jnp.einsum("bpd,dv->bpv", hidden_BxPxD, unembedding_DxV, preferred_element_type=jnp.float32)
-    log_normaliser_BxP = jax.nn.logsumexp(logits_BxPxV, axis=-1)
-    # A comparison and not a gather: it stays local when V is sharded.
-    is_target_BxPxV = targets_BxP[..., None] == jnp.arange(logits_BxPxV.shape[-1], dtype=targets_BxP.dtype)
-    target_logit_BxP = jnp.where(is_target_BxPxV, logits_BxPxV, 0.0).sum(axis=-1)
-    loss = (weights_BxP * (log_normaliser_BxP - target_logit_BxP)).sum()
+    hidden_BxPxD: jax.Array,
+    unembedding_DxV: jax.Array,
+    targets_BxP: jax.Array,
+    weights_BxP: jax.Array,
+    *,
+    z_loss: float,
+) -> tuple[Sums, jax.Array]:
+    """Loss of a block (scalars) and its gradient with respect to the logits [B, P, V], all float32."""
+    logits_BxPxV, is_target_BxPxV = _logits(hidden_BxPxD, unembedding_DxV, targets_BxP)
+    log_normaliser_BxP, target_logit_BxP = _of_logits(logits_BxPxV, is_target_BxPxV)
+    z = z_loss * (weights_BxP * jnp.square(log_normaliser_BxP)).sum()
+    loss = (weights_BxP * (log_normaliser_BxP - target_logit_BxP)).sum() + z
     probabilities_BxPxV = jnp.exp(logits_BxPxV - log_normaliser_BxP[..., None])
-    return loss, weights_BxP[..., None] * (probabilities_BxPxV - is_target_BxPxV.astype(jnp.float32))
+    if z_loss:
+        probabilities_BxPxV *= 1.0 + 2.0 * z_loss * log_normaliser_BxP[..., None]
+    return (loss, z), weights_BxP[..., None] * (probabilities_BxPxV - is_target_BxPxV.astype(jnp.float32))
+
+
+def _logits(hidden_BxPxD: jax.Array, unembedding_DxV: jax.Array, targets_BxP: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logits and which of them are the targets', [B, P, V] each."""
+    logits_BxPxV = jnp.einsum("bpd,dv->bpv", hidden_BxPxD, unembedding_DxV, preferred_element_type=jnp.float32)
+    # A comparison and not a gather: it stays local when V is sharded.
+    return logits_BxPxV, targets_BxP[..., None] == jnp.arange(logits_BxPxV.shape[-1], dtype=targets_BxP.dtype)
+
+
+def _of_logits(logits_BxPxV: jax.Array, is_target_BxPxV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """log(Z) and the target's logit, [B, P] each: their difference is the cross-entropy."""
+    return jax.nn.logsumexp(logits_BxPxV, axis=-1), jnp.where(is_target_BxPxV, logits_BxPxV, 0.0).sum(axis=-1)
 
 
 def token_losses(
@@ -133,7 +185,7 @@ def token_losses(
     """
     batch, length = targets_BxL.shape
     block = min(block_positions, length)
-    unembedding_DxV = unembedding_DxV.astype(hidden_BxLxD.dtype)
+    unembedding_DxV = constrain(unembedding_DxV.astype(hidden_BxLxD.dtype), WHOLE_BUT_VOCAB)
 
     def blocks(array: jax.Array) -> jax.Array:
         filled = jnp.pad(array, ((0, 0), (0, -length % block)) + ((0, 0),) * (array.ndim - 2))
@@ -141,10 +193,8 @@ def token_losses(
 
     def losses(part: tuple[jax.Array, ...]) -> jax.Array:
         hidden_BxPxD, targets_BxP, weights_BxP = part
-        logits_BxPxV = jnp.einsum("bpd,dv->bpv", hidden_BxPxD, unembedding_DxV, preferred_element_type=jnp.float32)
-        is_target_BxPxV = targets_BxP[..., None] == jnp.arange(logits_BxPxV.shape[-1], dtype=targets_BxP.dtype)
-        target_logit_BxP = jnp.where(is_target_BxPxV, logits_BxPxV, 0.0).sum(axis=-1)
-        return weights_BxP * (jax.nn.logsumexp(logits_BxPxV, axis=-1) - target_logit_BxP)
+        log_normaliser_BxP, target_logit_BxP = _of_logits(*_logits(hidden_BxPxD, unembedding_DxV, targets_BxP))
+        return weights_BxP * (log_normaliser_BxP - target_logit_BxP)
 
     weights_BxL = weights_BxL.astype(jnp.float32)
     found_NxBxP = jax.lax.map(losses, (blocks(hidden_BxLxD), blocks(targets_BxL), blocks(weights_BxL)))

@@ -60,7 +60,13 @@ class Steps(NamedTuple):
 
 @functools.lru_cache(maxsize=4)  # runs of one process that differ in their data alone compile once
 def make_steps(
-    model: ModelConfig, *, optimizer: AdamW, total_steps: int, gradient_accumulation: int, mesh: Mesh
+    model: ModelConfig,
+    *,
+    optimizer: AdamW,
+    total_steps: int,
+    gradient_accumulation: int,
+    mesh: Mesh,
+    z_loss: float = 0.0,
 ) -> Steps:
     """Everything of a run that depends on no data.
 
@@ -81,16 +87,18 @@ def make_steps(
     def train(state: TrainState, batch: Columns) -> tuple[TrainState, StepMetrics]:
         halt = batch[HALT].max()
         columns = {name: column for name, column in batch.items() if name != HALT}
-        loss, gradients = _gradients(state.params, columns, model=model, microbatches=gradient_accumulation)
+        loss, gradients = _gradients(
+            state.params, columns, model=model, z_loss=z_loss, microbatches=gradient_accumulation
+        )
         with jax.named_scope("optimizer"):
             gradients = jax.tree.map(lambda g: g / loss.weight, gradients)
             updates, opt_state = transform.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         updated = TrainState(state.step + 1, params, opt_state)
         metrics = StepMetrics(
-            loss_sum=loss.total,
+            loss_sum=loss.total - loss.z,
             weight=loss.weight,
-            loss=loss.total / loss.weight,
+            loss=(loss.total - loss.z) / loss.weight,
             grad_norm=optax.tree.norm(gradients),
             learning_rate=learning_rate(state.step, config=optimizer, total_steps=total_steps),
             tokens=(batch["segment_ids"] > 0).sum(dtype=jnp.int32),
@@ -171,37 +179,39 @@ def _abstract_state(
     return TrainState(place(state.step, everywhere), jax.tree.map(place, params, params_placed), opt_state)
 
 
-def _gradients(params: Any, batch: Columns, *, model: ModelConfig, microbatches: int) -> tuple[Loss, Any]:
+def _gradients(
+    params: Any, batch: Columns, *, model: ModelConfig, z_loss: float, microbatches: int
+) -> tuple[Loss, Any]:
     """The loss of a batch and the gradient of its SUM, added up over microbatches.
 
     Microbatches differ in the tokens they train on, so means of means would be another loss: the caller divides
     the sum once. Every M-th row goes into the same microbatch, so that rows stay on their devices.
     """
 
-    def loss_sum(params: Any, part: Columns) -> tuple[jax.Array, jax.Array]:
-        loss = batch_loss(params, part, model=model)
-        return loss.total, loss.weight
+    def loss_sum(params: Any, part: Columns) -> tuple[jax.Array, Loss]:
+        loss = batch_loss(params, part, model=model, z_loss=z_loss)
+        return loss.total, loss
 
     gradient = jax.value_and_grad(loss_sum, has_aux=True)
     if microbatches == 1:
-        (total, weight), gradients = gradient(params, batch)
-        return Loss(total, weight), gradients
+        (_, loss), gradients = gradient(params, batch)
+        return loss, gradients
 
     def split(column_BxL: jax.Array) -> jax.Array:
         return jnp.moveaxis(column_BxL.reshape(-1, microbatches, *column_BxL.shape[1:]), 1, 0)
 
     def add(carry: tuple[Loss, Any], part: Columns) -> tuple[tuple[Loss, Any], None]:
         part = {name: constrain(column, ("batch", None)) for name, column in part.items()}
-        (total, weight), gradients = gradient(params, part)
-        return jax.tree.map(jnp.add, carry, (Loss(total, weight), gradients)), None
+        (_, loss), gradients = gradient(params, part)
+        return jax.tree.map(jnp.add, carry, (loss, gradients)), None
 
     zero = jnp.zeros((), jnp.float32)
-    nothing = (Loss(zero, zero), jax.tree.map(jnp.zeros_like, params))
+    nothing = (Loss(zero, zero, zero), jax.tree.map(jnp.zeros_like, params))
     (loss, gradients), _ = jax.lax.scan(add, nothing, {name: split(column) for name, column in batch.items()})
     return loss, gradients
 
 
-def batch_loss(params: Any, batch: Columns, *, model: ModelConfig) -> Loss:
+def batch_loss(params: Any, batch: Columns, *, model: ModelConfig, z_loss: float = 0.0) -> Loss:
     """The weighted sum of cross-entropies of a packed batch, and the sum of its weights."""
     hidden_BxLxD, matrix_DxV = _hidden_and_unembedding(params, batch, model=model)
     with jax.named_scope("loss"):
@@ -210,6 +220,7 @@ def batch_loss(params: Any, batch: Columns, *, model: ModelConfig) -> Loss:
             unembedding_DxV=matrix_DxV,
             targets_BxL=batch["targets"],
             weights_BxL=batch["loss_weights"],
+            z_loss=z_loss,
         )
 
 
@@ -223,6 +234,4 @@ def _hidden_and_unembedding(params: Any, batch: Columns, *, model: ModelConfig) 
         config=model,
     )
     with jax.named_scope("loss"):
-        # In the compute dtype before it is gathered, and gathered once, not in every block.
-        matrix_DxV = unembedding(params, config=model).astype(hidden_BxLxD.dtype)
-        return hidden_BxLxD, constrain(matrix_DxV, (None, "vocab"))
+        return hidden_BxLxD, unembedding(params, config=model).astype(hidden_BxLxD.dtype)
