@@ -102,6 +102,7 @@ def metrics(loss: float) -> StepMetrics:
         loss_sum=jnp.float32(3 * loss),
         weight=jnp.float32(3),
         loss=jnp.float32(loss),
+        z_loss=jnp.float32(0),
         grad_norm=one,
         learning_rate=one,
         tokens=jnp.int32(7),

@@ -219,3 +219,27 @@ def test_loss_falls_when_a_batch_is_seen_again_and_again() -> None:
     losses = [float(metrics.loss) for metrics in seen]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_z_loss_changes_the_gradient_and_not_the_loss_that_is_reported() -> None:
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    batch = jax.device_put(rows_of(PACKED), batch_sharding(mesh))
+    found = {}
+    with jax.set_mesh(mesh):
+        for microbatches, z_loss in ((1, 0.0), (1, 0.1), (2, 0.1)):
+            steps = make_steps(
+                MODEL,
+                optimizer=OPTIMIZER,
+                total_steps=10,
+                gradient_accumulation=microbatches,
+                mesh=mesh,
+                z_loss=z_loss,
+            )
+            _, found[microbatches, z_loss] = steps.train(steps.init(jax.random.key(0)), batch)
+    plain, whole, split = (jax.device_get(metrics) for metrics in found.values())
+    np.testing.assert_allclose(whole.loss, plain.loss, rtol=1e-6)
+    assert plain.z_loss == 0
+    np.testing.assert_allclose(whole.z_loss, 0.1 * np.log(MODEL.vocab_size) ** 2, rtol=0.2)
+    assert abs(whole.grad_norm - plain.grad_norm) > 0.01
+    np.testing.assert_allclose(split.z_loss, whole.z_loss, rtol=1e-6)
+    np.testing.assert_allclose(split.grad_norm, whole.grad_norm, rtol=1e-6)

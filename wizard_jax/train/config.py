@@ -56,6 +56,9 @@ class TrainConfig:
         1, operational=True, doc="microbatches a step is split into, to save memory; the step is the same"
     )
     optimizer: AdamW = setting(doc="how gradients change weights")
+    z_loss: float = setting(
+        0.0, doc="times the squared log-normaliser of each prediction, added to its loss; PaLM: 1e-4"
+    )
     steps: int | None = setting(None, doc="updates in the whole run; 0 saves the initial weights")
     epochs: float | None = setting(None, doc="instead of steps: how often every packed row is seen")
     seed: int = setting(0, doc="of the order of the data")
@@ -97,7 +100,7 @@ class TrainConfig:
             find_slice(self.slice)
         elif self.slices > 1:
             raise UserError(f"slices is {self.slices}, and slice says of what: give one, such as slice=v5e-16")
-        least = {"steps": 0, "slices": 1, "gradient_accumulation": 1, "checkpoint_every": 1}
+        least = {"steps": 0, "z_loss": 0, "slices": 1, "gradient_accumulation": 1, "checkpoint_every": 1}
         for name, minimum in {**least, "keep_checkpoints": 1, "log_every": 1}.items():
             value = getattr(self, name)
             if value is not None and value < minimum:

@@ -209,8 +209,10 @@ class Recorder:
 
 
 def _measured(found: StepMetrics) -> dict[str, float]:
+    z_loss = float(found.z_loss)
     return {
         "loss": float(found.loss),
+        **({"z_loss": z_loss} if z_loss else {}),
         "grad_norm": float(found.grad_norm),
         "learning_rate": float(found.learning_rate),
         "trained_tokens": float(found.weight),

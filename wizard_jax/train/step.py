@@ -37,11 +37,15 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one update: float32, but `tokens` (all that are not padding) and `halt`, which are int32."""
+    """Scalars of one update: float32, but `tokens` (all that are not padding) and `halt`, which are int32.
+
+    `loss` is the cross-entropy; what is minimised is `loss + z_loss`.
+    """
 
     loss_sum: jax.Array
     weight: jax.Array
     loss: jax.Array
+    z_loss: jax.Array
     grad_norm: jax.Array
     learning_rate: jax.Array
     tokens: jax.Array
@@ -99,6 +103,7 @@ def make_steps(
             loss_sum=loss.total - loss.z,
             weight=loss.weight,
             loss=(loss.total - loss.z) / loss.weight,
+            z_loss=loss.z / loss.weight,
             grad_norm=optax.tree.norm(gradients),
             learning_rate=learning_rate(state.step, config=optimizer, total_steps=total_steps),
             tokens=(batch["segment_ids"] > 0).sum(dtype=jnp.int32),

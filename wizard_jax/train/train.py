@@ -103,6 +103,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
                 total_steps=total,
                 gradient_accumulation=config.gradient_accumulation,
                 mesh=mesh,
+                z_loss=config.z_loss,
             )
             restored = _restore(checkpoints, steps=steps)
             if restored is None and read_metrics(folder.path):
