@@ -26,7 +26,7 @@ PACKAGES = (
     "google-cloud-aiplatform",
 )
 
-EXTRAS = MappingProxyType({"tpu": "libtpu", "cuda": "jax_cuda12_plugin", "beam": "apache_beam"})
+EXTRAS = MappingProxyType({"tpu": "libtpu", "cuda": "jax_cuda12_plugin", "beam": "apache_beam", "qlora": "qwix"})
 """Extra -> the module that shows that it is installed. Those of devices are also names of JAX platforms."""
 
 Finding = tuple[str, str, str]
@@ -58,6 +58,15 @@ def check_platforms() -> None:
                 f"JAX_PLATFORMS asks for {platform_name}, and {EXTRAS[extra]} is not installed. "
                 f"It comes with an extra: pip install 'wizard-jax[{extra}]', or set JAX_PLATFORMS=cpu"
             )
+
+
+def check_extra(name: str, *, asks: str) -> None:
+    """Raises UserError where what `asks` for needs an extra that is not installed."""
+    if not importlib.util.find_spec(EXTRAS[name]):
+        raise UserError(
+            f"{asks} needs {EXTRAS[name]}, which is not installed. It comes with an extra: "
+            f"pip install 'wizard-jax[{name}]'"
+        )
 
 
 def _python_advice() -> str:

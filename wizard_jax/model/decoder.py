@@ -21,6 +21,7 @@ from wizard_jax.model.attention import attend, attend_packed
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.remat import MLP_INPUT, QKV, RESIDUAL, checkpointed, named
 from wizard_jax.model.sharding import constrain
+from wizard_jax.model.weights import project
 
 Params = dict[str, Any]
 Cache = dict[str, jax.Array]
@@ -65,23 +66,23 @@ class Layer(nnx.Module):
     def heads(self, x_BxLxD: jax.Array, *, rotation: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, L, H, Dh], keys and values [B, L, K, Dh]; queries and keys rotated to their positions."""
         x_BxLxD = rms_norm(x_BxLxD, self.attention_norm[...], eps=self.config.norm_eps)
-        q_BxLxHxDh = jnp.einsum("bld,dhk->blhk", x_BxLxD, self._cast(self.q))
-        k_BxLxKxDh = jnp.einsum("bld,dhk->blhk", x_BxLxD, self._cast(self.k))
-        v_BxLxKxDh = jnp.einsum("bld,dhk->blhk", x_BxLxD, self._cast(self.v))
+        q_BxLxHxDh = self._project("bld,dhk->blhk", x_BxLxD, self.q)
+        k_BxLxKxDh = self._project("bld,dhk->blhk", x_BxLxD, self.k)
+        v_BxLxKxDh = self._project("bld,dhk->blhk", x_BxLxD, self.v)
         return rotate(q_BxLxHxDh, rotation), rotate(k_BxLxKxDh, rotation), v_BxLxKxDh
 
     def output(self, attended_BxLxHxDh: jax.Array) -> jax.Array:
-        return jnp.einsum("blhk,hkd->bld", attended_BxLxHxDh, self._cast(self.o))
+        return self._project("blhk,hkd->bld", attended_BxLxHxDh, self.o)
 
     def mlp(self, x_BxLxD: jax.Array) -> jax.Array:
         """SwiGLU (arXiv 2002.05202)."""
         x_BxLxD = rms_norm(x_BxLxD, self.mlp_norm[...], eps=self.config.norm_eps)
-        gate_BxLxF = jnp.einsum("bld,df->blf", x_BxLxD, self._cast(self.gate))
-        up_BxLxF = jnp.einsum("bld,df->blf", x_BxLxD, self._cast(self.up))
-        return jnp.einsum("blf,fd->bld", jax.nn.silu(gate_BxLxF) * up_BxLxF, self._cast(self.down))
+        gate_BxLxF = self._project("bld,df->blf", x_BxLxD, self.gate)
+        up_BxLxF = self._project("bld,df->blf", x_BxLxD, self.up)
+        return self._project("blf,fd->bld", jax.nn.silu(gate_BxLxF) * up_BxLxF, self.down)
 
-    def _cast(self, weight: nnx.Param[jax.Array]) -> jax.Array:
-        return weight[...].astype(self.config.compute_dtype)
+    def _project(self, equation: str, x: jax.Array, weight: nnx.Param[Any]) -> jax.Array:
+        return project(equation, x, weight.get_value(), dtype=self.config.compute_dtype)
 
 
 class Decoder(nnx.Module):

@@ -29,6 +29,7 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "kv_heads": ("tensor",),
         "head_dim": (),
         "mlp": ("tensor",),
+        "rank": (),
     }
 )
 """Logical axis -> the mesh axes it is split over. Parameters are whole on every slice: between slices, on the

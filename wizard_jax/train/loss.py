@@ -6,7 +6,7 @@ Shape legend: B batch, L length, D model, V vocabulary, P positions in one block
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ class Loss(NamedTuple):
 
 class _Gradients(NamedTuple):
     hidden: jax.Array
-    unembedding: jax.Array
+    unembedding: jax.Array | None
+    """None where nobody asks for it: it takes as many operations as the logits do"""
 
 
 def cross_entropy(
@@ -102,25 +103,31 @@ def _added(left: Sums, right: Sums) -> Sums:
 
 
 def _blockwise_forward(
-    z_loss: float, hidden_NxBxPxD: jax.Array, unembedding_DxV: jax.Array, targets: jax.Array, weights: jax.Array
+    z_loss: float, hidden: Any, unembedding: Any, targets: Any, weights: Any
 ) -> tuple[Sums, _Gradients]:
-    unembedding_DxV = constrain(unembedding_DxV, WHOLE_BUT_VOCAB)
+    """Each array comes as its `value` and whether it is `perturbed`, that is differentiated with respect to."""
+    unembedding_DxV = constrain(unembedding.value, WHOLE_BUT_VOCAB)
 
-    def add(carry: tuple[Sums, jax.Array], block: tuple[jax.Array, ...]) -> tuple[tuple[Sums, jax.Array], jax.Array]:
+    def add(
+        carry: tuple[Sums, jax.Array | None], block: tuple[jax.Array, ...]
+    ) -> tuple[tuple[Sums, jax.Array | None], jax.Array]:
         sums, unembedding_gradient = carry
         hidden_BxPxD, targets_BxP, weights_BxP = block
         of_block, dlogits_BxPxV = _one_block(hidden_BxPxD, unembedding_DxV, targets_BxP, weights_BxP, z_loss=z_loss)
         dlogits_BxPxV = dlogits_BxPxV.astype(hidden_BxPxD.dtype)
         dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         dhidden_BxPxD = dot("bpv,dv->bpd", dlogits_BxPxV, unembedding_DxV)
-        unembedding_gradient += dot("bpd,bpv->dv", hidden_BxPxD, dlogits_BxPxV)
+        if unembedding_gradient is not None:
+            unembedding_gradient += dot("bpd,bpv->dv", hidden_BxPxD, dlogits_BxPxV)
         return (_added(sums, of_block), unembedding_gradient), dhidden_BxPxD.astype(hidden_BxPxD.dtype)
 
-    nothing = (_zeros(), jnp.zeros(unembedding_DxV.shape, jnp.float32))
-    one_block = hidden_NxBxPxD.shape[0] == 1  # then no loop is left: XLA's CPU loops slow down what is in them
+    nothing = (_zeros(), jnp.zeros(unembedding_DxV.shape, jnp.float32) if unembedding.perturbed else None)
+    one_block = hidden.value.shape[0] == 1  # then no loop is left: XLA's CPU loops slow down what is in them
     (sums, dunembedding_DxV), dhidden_NxBxPxD = jax.lax.scan(
-        add, nothing, (hidden_NxBxPxD, targets, weights), unroll=one_block
+        add, nothing, (hidden.value, targets.value, weights.value), unroll=one_block
     )
+    if dunembedding_DxV is None:
+        return sums, _Gradients(dhidden_NxBxPxD, None)
     dunembedding_DxV = constrain(dunembedding_DxV, ("embed", "vocab")).astype(unembedding_DxV.dtype)
     # Summed over the devices, and so a small part of it on each, before the layers' turn. Left to itself XLA keeps
     # the whole float32 matrix until they are done: 0.5 GiB of 7B.
@@ -130,14 +137,14 @@ def _blockwise_forward(
 
 def _blockwise_backward(
     z_loss: float, gradients: _Gradients, cotangents: Sums
-) -> tuple[jax.Array, jax.Array, None, None]:
+) -> tuple[jax.Array, jax.Array | None, None, None]:
     del z_loss  # the gradients have it
     scale, _ = cotangents
-    hidden, unembedding = (g * scale.astype(g.dtype) for g in gradients)
+    hidden, unembedding = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
     return hidden, unembedding, None, None
 
 
-_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
+_blockwise.defvjp(_blockwise_forward, _blockwise_backward, symbolic_zeros=True)
 
 
 def _one_block(

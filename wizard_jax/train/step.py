@@ -16,7 +16,16 @@ from jax.sharding import Mesh
 
 from wizard_jax.model.attention import with_attention_for
 from wizard_jax.model.config import ModelConfig
-from wizard_jax.model.decoder import abstract_params, hidden_states, init_params, logical_axes, unembedding
+from wizard_jax.model.decoder import hidden_states, init_params, unembedding
+from wizard_jax.model.lora import (
+    LoRA,
+    abstract_source,
+    freeze_all,
+    init_adapter,
+    source_axes,
+    trained_axes,
+    with_adapter,
+)
 from wizard_jax.model.sharding import batch_sharding, constrain, replicated, shardings
 from wizard_jax.train.loss import Loss, cross_entropy, token_losses
 from wizard_jax.train.optimizer import AdamW, learning_rate, make_optimizer
@@ -29,11 +38,16 @@ STOP_AFTER = 1
 
 
 class TrainState(NamedTuple):
-    """All that a step changes. `step` counts the updates done."""
+    """All that a step needs but its batch. `step` counts the updates done.
+
+    With an adapter, `params` and `opt_state` are the adapter's, and `frozen` is the model's: no step changes it, so
+    its buffers are those of the state before.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    frozen: Any = ()
 
 
 class StepMetrics(NamedTuple):
@@ -71,10 +85,12 @@ def make_steps(
     gradient_accumulation: int,
     mesh: Mesh,
     z_loss: float = 0.0,
+    adapter: LoRA | None = None,
 ) -> Steps:
     """Everything of a run that depends on no data.
 
-    `init(key)` makes random weights, `start(params)` takes given ones; both are placed as `abstract` says.
+    `init(key)` makes random weights, `start(source)` takes and donates given ones, the model's or, with an adapter,
+    those to freeze; both are placed as `abstract` says.
     `train(state, batch)` donates the state. `batch` is as `abstract_batch` says: its rows are split over the mesh's
     `slice` and `fsdp`, which with the microbatches must divide B. The largest `halt` of all rows comes back in
     the metrics, so that all processes learn in the same step that one of them must stop; above STOP_AFTER, rows
@@ -84,21 +100,28 @@ def make_steps(
     """
     model = with_attention_for(mesh, config=model)
     transform = make_optimizer(optimizer, total_steps=total_steps)
-    start = functools.partial(_start, transform=transform)
-    abstract = _abstract_state(model, transform=transform, start=start, mesh=mesh)
+    start = functools.partial(_start, model=model, adapter=adapter, transform=transform)
+    abstract = _abstract_state(model, adapter=adapter, transform=transform, start=start, mesh=mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def train(state: TrainState, batch: Columns) -> tuple[TrainState, StepMetrics]:
         halt = batch[HALT].max()
         columns = {name: column for name, column in batch.items() if name != HALT}
         loss, gradients = _gradients(
-            state.params, columns, model=model, z_loss=z_loss, microbatches=gradient_accumulation
+            state.params,
+            columns,
+            network=functools.partial(_network, frozen=state.frozen, adapter=adapter),
+            model=model,
+            z_loss=z_loss,
+            microbatches=gradient_accumulation,
         )
         with jax.named_scope("optimizer"):
             gradients = jax.tree.map(lambda g: g / loss.weight, gradients)
             updates, opt_state = transform.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        updated = TrainState(state.step + 1, params, opt_state)
+        step, params, opt_state = _chosen(
+            halt <= STOP_AFTER, (state.step + 1, params, opt_state), (state.step, state.params, state.opt_state)
+        )
         metrics = StepMetrics(
             loss_sum=loss.total - loss.z,
             weight=loss.weight,
@@ -109,10 +132,12 @@ def make_steps(
             tokens=(batch["segment_ids"] > 0).sum(dtype=jnp.int32),
             halt=halt,
         )
-        return _chosen(halt <= STOP_AFTER, updated, state), metrics
+        return TrainState(step, params, opt_state, state.frozen), metrics
 
     def evaluate(state: TrainState, batch: Columns) -> jax.Array:
-        hidden_BxLxD, matrix_DxV = _hidden_and_unembedding(state.params, batch, model=model)
+        hidden_BxLxD, matrix_DxV = _hidden_and_unembedding(
+            _network(state.params, frozen=state.frozen, adapter=adapter), batch, model=model
+        )
         with jax.named_scope("loss"):
             return token_losses(
                 hidden_BxLxD,
@@ -123,8 +148,16 @@ def make_steps(
 
     return Steps(
         abstract=abstract,
-        init=jax.jit(lambda key: start(init_params(model, key=key)), out_shardings=placed),
-        start=jax.jit(start, in_shardings=(placed.params,), out_shardings=placed, donate_argnums=0),
+        init=jax.jit(
+            lambda key: start(freeze_all(init_params(model, key=key), model=model, adapter=adapter)),
+            out_shardings=placed,
+        ),
+        start=jax.jit(
+            start,
+            in_shardings=(placed.params if adapter is None else placed.frozen,),
+            out_shardings=placed,
+            donate_argnums=0,
+        ),
         train=jax.jit(
             train,
             in_shardings=(placed, batch_sharding(mesh)),
@@ -158,17 +191,29 @@ def _chosen(take: jax.Array, then: Any, otherwise: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(take, a, b), then, otherwise)
 
 
-def _start(params: Any, *, transform: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params))
+def _start(
+    source: Any, *, model: ModelConfig, adapter: LoRA | None, transform: optax.GradientTransformation
+) -> TrainState:
+    params, frozen = (source, ()) if adapter is None else (init_adapter(model, adapter=adapter), source)
+    return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), frozen)
+
+
+def _network(params: Any, *, frozen: Any, adapter: LoRA | None) -> Any:
+    """The parameters that the decoder computes with."""
+    return params if adapter is None else with_adapter(frozen, params, adapter=adapter)
 
 
 def _abstract_state(
-    model: ModelConfig, *, transform: optax.GradientTransformation, start: Callable[[Any], TrainState], mesh: Mesh
+    model: ModelConfig,
+    *,
+    adapter: LoRA | None,
+    transform: optax.GradientTransformation,
+    start: Callable[[Any], TrainState],
+    mesh: Mesh,
 ) -> TrainState:
     """The shapes of a state; moments lie where their parameter lies, the rest is everywhere."""
-    params = abstract_params(model)
-    params_placed = shardings(logical_axes(model), mesh, shapes=params)
-    state = jax.eval_shape(start, params)
+    state = jax.eval_shape(start, abstract_source(model, adapter=adapter))
+    params_placed = shardings(trained_axes(model, adapter=adapter), mesh, shapes=state.params)
     everywhere = replicated(mesh)
 
     def place(leaf: Any, sharding: Any) -> Any:
@@ -181,20 +226,30 @@ def _abstract_state(
         params_placed,
         transform_non_params=lambda leaf: place(leaf, everywhere),
     )
-    return TrainState(place(state.step, everywhere), jax.tree.map(place, params, params_placed), opt_state)
+    frozen = state.frozen
+    if adapter is not None:
+        frozen = jax.tree.map(place, frozen, shardings(source_axes(model, adapter=adapter), mesh, shapes=frozen))
+    params = jax.tree.map(place, state.params, params_placed)
+    return TrainState(place(state.step, everywhere), params, opt_state, frozen)
 
 
 def _gradients(
-    params: Any, batch: Columns, *, model: ModelConfig, z_loss: float, microbatches: int
+    params: Any,
+    batch: Columns,
+    *,
+    network: Callable[[Any], Any],
+    model: ModelConfig,
+    z_loss: float,
+    microbatches: int,
 ) -> tuple[Loss, Any]:
-    """The loss of a batch and the gradient of its SUM, added up over microbatches.
+    """The loss of a batch and the gradient of its SUM with respect to `params`, added up over microbatches.
 
     Microbatches differ in the tokens they train on, so means of means would be another loss: the caller divides
     the sum once. Every M-th row goes into the same microbatch, so that rows stay on their devices.
     """
 
     def loss_sum(params: Any, part: Columns) -> tuple[jax.Array, Loss]:
-        loss = batch_loss(params, part, model=model, z_loss=z_loss)
+        loss = batch_loss(network(params), part, model=model, z_loss=z_loss)
         return loss.total, loss
 
     gradient = jax.value_and_grad(loss_sum, has_aux=True)
