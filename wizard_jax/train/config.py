@@ -12,6 +12,7 @@ from wizard_jax.data.config import ConversationsPerStep, DataConfig, RowsPerStep
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import MeshConfig
 from wizard_jax.train.optimizer import AdamW
+from wizard_jax.train.trackers import Trackers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class TrainConfig:
     held_out: HeldOut | None = setting(
         None, operational=True, doc="measure the loss on what data.held_out_share holds out"
     )
+    trackers: Trackers = setting(Trackers(), operational=True, doc="what gets the figures beside TensorBoard")
     profile_steps: tuple[int, int] | None = setting(
         None, operational=True, doc="(first, how many): write a profiler trace of these steps into the run folder"
     )

@@ -49,7 +49,7 @@ class DivergedError(UserError):
 class MetricsLog:
     """Appends to a run's metrics from `step` on: lines of later steps, of a run that was cut off, are removed.
 
-    TensorBoard's curves and those of `trackers`, which it closes, get the same figures.
+    TensorBoard's curves and those of `trackers` get the same figures.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, step: int, trackers: Sequence[Tracker] = ()) -> None:
@@ -64,7 +64,8 @@ class MetricsLog:
             os.fsync(file.fileno())
         os.replace(rewritten, path)
         self._file = open(path, "a")  # noqa: SIM115  # held open until close
-        self._trackers = (TensorBoard(path.parent / TENSORBOARD, from_step=step + 1 if step else 0), *trackers)
+        self._curves = TensorBoard(path.parent / TENSORBOARD, from_step=step + 1 if step else 0)
+        self._trackers = (self._curves, *trackers)
 
     def __enter__(self) -> Self:
         return self
@@ -74,8 +75,7 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        for tracker in self._trackers:
-            tracker.close()
+        self._curves.close(finished=True)
 
     def write(self, step: int, line: Mapping[str, Any]) -> None:
         """One line; `flush` makes it visible to readers."""

@@ -5,6 +5,7 @@ input.json, tokenizer.model                what it trains on and starts from, pi
 starts.jsonl, environment.json, source.diff   what it takes to repeat it
 audit.json                                 what was packed and what was lost on the way
 metrics.jsonl, tensorboard/                every step
+trackers.json                              what the run is called elsewhere, if it is watched there
 profile/                                   a trace of some steps, if asked for
 checkpoints/<step>/                        params and opt_state
 """
@@ -48,6 +49,7 @@ from wizard_jax.train.profiling import check_profile_steps, profiled
 from wizard_jax.train.provenance import record_start
 from wizard_jax.train.step import HALT, Steps, TrainState, make_steps
 from wizard_jax.train.summary import run_figures
+from wizard_jax.train.trackers import check_trackers, open_trackers
 from wizard_jax.train.utilisation import utilisation_of
 
 CHECKPOINTS = "checkpoints"
@@ -73,6 +75,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
     tokenizer = Tokenizer(config.tokenizer)
     mesh = fitting_mesh(config, jax.devices())
     _check(config, tokenizer)
+    check_trackers(config.trackers)
 
     # Folder
     folder = open_stage(out, config, stage="train")
@@ -95,7 +98,12 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
             held_out = HeldOutRows(apart, every=config.held_out.every, batch_rows=microbatch, mesh=mesh)
         _pin_input(folder.path, tokenizer=tokenizer, packed=packed, rows=rows)
 
-        with jax.set_mesh(mesh), _checkpoints(config, folder.path) as checkpoints, stop_flag() as stop:
+        with (
+            jax.set_mesh(mesh),
+            open_trackers(config.trackers, folder.path, settings=folder.made_by.settings) as trackers,
+            _checkpoints(config, folder.path) as checkpoints,
+            stop_flag() as stop,
+        ):
             # State: the newest complete checkpoint, or the start of the run
             steps = make_steps(
                 config.model,
@@ -125,7 +133,14 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
 
             # Loop
             with (
-                Recorder(folder.path, step=done, total=total, utilisation=utilisation, progress=progress) as recorder,
+                Recorder(
+                    folder.path,
+                    step=done,
+                    total=total,
+                    progress=progress,
+                    utilisation=utilisation,
+                    trackers=trackers,
+                ) as recorder,
                 profiled(steps.train, config.profile_steps, folder=folder.path / PROFILE, done=done) as train_step,
             ):
                 data = recorder.timed(_on_devices(packed, mesh=mesh, rows=rows, seed=config.seed, step=done))
