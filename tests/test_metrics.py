@@ -14,10 +14,11 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from configs.errors import UserError
-from wizard_jax.train.metrics import MetricsLog, Recorder, read_metrics
+from wizard_jax.train.metrics import MetricsLog, Recorder, read_held_out, read_metrics
 from wizard_jax.train.step import StepMetrics
 from wizard_jax.train.summary import run_figures
 from wizard_jax.train.timing import device_memory
+from wizard_jax.train.utilisation import Utilisation
 
 
 def log_steps(folder: pathlib.Path, first: int, last: int, *, scale: float = 1.0) -> None:
@@ -159,6 +160,30 @@ def test_the_log_says_how_long_the_loop_waited_for_the_batch_of_each_step(tmp_pa
         recorder.record(lag=0)
     waits = [line["timing"]["data_wait_seconds"] for line in read_metrics(tmp_path)]
     assert waits[1] >= 0.05 > 0.04 > max(waits[0], waits[2])
+
+
+def test_what_is_shown_has_the_age_of_the_checkpoint_and_what_is_being_done(tmp_path: pathlib.Path) -> None:
+    seen: list[dict[str, object]] = []
+    speed = Utilisation(
+        flops_per_token=1.0, flops_formula="", devices=1, peak_flops_per_device=1e6, peak_from="the setting peak_flops"
+    )
+    with Recorder(
+        tmp_path, step=4, total=9, utilisation=speed, progress=lambda *told: seen.append(dict(told[2]))
+    ) as recorder:
+        recorder.held_out(4, lambda loss: {"loss": loss, "tokens": 3}, 5.5)
+        recorder.add(5, metrics(1.0))
+        recorder.record(lag=0)
+        recorder.saved(5)
+        recorder.add(6, metrics(1.0))
+        recorder.record(lag=0)
+    assert seen[:3] == [
+        {"doing": "compile the step"},
+        {"doing": "measure the held-out loss"},
+        {"held-out loss": 5.5, "doing": "compile the step"},
+    ]
+    assert list(seen[3]) == ["loss", "tokens/s", "trained tokens/s", "data wait", "MFU", "held-out loss"]
+    assert seen[4]["checkpoint"] == "5, 0:00:00 ago"
+    assert [line["held_out"] for line in read_held_out(tmp_path)] == [{"loss": 5.5, "tokens": 3}]
 
 
 class Device:

@@ -65,6 +65,38 @@ def test_without_a_terminal_the_last_line_comes_once_and_again_only_where_it_dif
     ]
 
 
+def test_without_a_terminal_another_piece_of_work_has_a_pace_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    times = iter([0.0, 50.0, 100.0, 110.0, 120.0])
+    lines = _Lines("train", clock=lambda: next(times))
+    for done in (0, 64):  # rows are packed: 50 s
+        lines(done, 64, {})
+    for done in (0, 10, 20):  # and then there are 100 steps, of 1 s
+        lines(done, 100, {})
+    assert capsys.readouterr().out.splitlines() == [
+        "train 0/64",
+        "train 64/64",
+        "train 0/100",
+        "train 10/100 time left 0:01:30",
+        "train 20/100 time left 0:01:20",
+    ]
+
+
+def test_on_a_terminal_the_time_left_is_known_though_a_step_takes_long() -> None:
+    program = """
+import time
+from wizard_jax.progress import show_progress
+now = [1000.0]
+time.monotonic = lambda: now[0]
+with show_progress("train") as progress:
+    progress(0, 10, {})
+    now[0] += 100.0  # rich's own estimate looks at 30 s
+    progress(1, 10, {"loss": 2.5})
+    now[0] += 100.0
+    progress(2, 10, {"loss": 2.25})
+"""
+    assert "0:13:20 left" in on_a_terminal(program, columns=100)
+
+
 def on_a_terminal(program: str, *, columns: int, **variables: str) -> str:
     """All that the program writes to a terminal of so many columns."""
     ours, theirs = pty.openpty()

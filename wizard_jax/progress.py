@@ -35,23 +35,60 @@ def show_progress(verb: str) -> Iterator[Progress]:
     from rich.live import Live
     from rich.text import Text
 
+    pace = _Pace()
+
+    class TimeLeft(progress.ProgressColumn):
+        """At the pace so far: rich's own forgets what is older than half a minute, and a step may take longer."""
+
+        def render(self, task: progress.Task) -> Text:
+            del task
+            left = pace.left(time.monotonic())
+            return Text("" if left is None else f"{left} left", style="progress.remaining")
+
     columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
+        TimeLeft(),
     )
     bars = progress.Progress(*columns)
     task = bars.add_task(verb, total=None)
+    in_grid = False
     with Live(bars) as live:
 
         def tell(done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
+            nonlocal in_grid
+            pace.told(done, total, now=time.monotonic())
             bars.update(task, completed=done, total=total)
-            shown = Text(_text(facts)) if len(facts) <= FACTS_ON_A_LINE else _grid(facts, width=live.console.width)
+            width = live.console.width
+            in_grid = in_grid or len(facts) > FACTS_ON_A_LINE or len(_text(facts)) > width
+            shown = _grid(facts, width=width) if in_grid else Text(_text(facts))
             live.update(Group(bars, shown))
 
         yield tell
+
+
+class _Pace:
+    """How long the rest takes as fast as it went since the first word of it; another total is another piece of work."""
+
+    def __init__(self) -> None:
+        self._began = (0.0, 0)
+        self._last = (0.0, 0)
+        self._total: int | None = None
+
+    def told(self, done: int, total: int, *, now: float) -> None:
+        if total != self._total or done < self._began[1]:
+            self._began, self._total = (now, done), total
+        self._last = (now, done)
+
+    def left(self, now: float) -> timedelta | None:
+        """None where nothing was done yet, or nothing is left to do."""
+        (began, before), (last, done) = self._began, self._last
+        if self._total is None or not before < done < self._total:
+            return None
+        whole = (last - began) / (done - before) * (self._total - done)
+        return timedelta(seconds=max(0, round(whole - (now - last))))
 
 
 def _grid(facts: Mapping[str, int | str | float], *, width: int) -> RenderableType:
@@ -87,20 +124,19 @@ class _Lines:
         self._verb = verb
         self._clock = clock
         self._next = float("-inf")
-        self._begun: tuple[float, int] | None = None
+        self._pace = _Pace()
         self._ended = False
         self._last = ""
 
     def __call__(self, done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
         now = self._clock()
-        began, before = self._begun = self._begun or (now, done)
+        self._pace.told(done, total, now=now)
         ends = done >= total and not self._ended
         self._ended = done >= total
         if now >= self._next or ends:
             self._next = now + SECONDS_BETWEEN_LINES
-            if before < done < total:
-                left = (now - began) / (done - before) * (total - done)
-                facts = {**facts, "time left": str(timedelta(seconds=round(left)))}
+            if (left := self._pace.left(now)) is not None:
+                facts = {**facts, "time left": str(left)}
             line = f"{self._verb} {done:,}/{total:,} {_text(facts)}".rstrip()
             if ends or not self._ended or line != self._last:
                 say(line)

@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
 
@@ -121,7 +122,8 @@ class Recorder:
         self._held_out: float | None = None
         self._since = time.perf_counter()
         self.is_first = True
-        progress(step, total, {})
+        self._saved: tuple[int, float] | None = None
+        self._tell(step, doing="compile the step" if step < total else None)
 
     def __enter__(self) -> Self:
         self._compiling.__enter__()
@@ -166,12 +168,14 @@ class Recorder:
             self._write(pending.step, {**measured, TIMING: timing, **({MEMORY: memory} if memory else {})})
         self._flush()
         self.is_first = False
-        self._shown = _shown(measured, timing=timing, memory=memory)
-        self._progress(pending.step, self._total, self._facts())
+        wait = sum(pending.data_wait for pending in ready) / len(ready)
+        self._shown = _shown(measured, timing=timing, memory=memory, wait=wait)
+        self._tell(pending.step)
 
     def held_out(self, step: int, measure: Callable[P, Mapping[str, Any]], *args: P.args, **kwargs: P.kwargs) -> None:
         """Log what `measure(...)` finds after `step` updates; the time that it takes is in no step's seconds."""
         self.record(lag=0)
+        self._tell(step, doing="measure the held-out loss")
         began = time.perf_counter()
         found = measure(*args, **kwargs)
         compiling = self._compiling.take()
@@ -182,7 +186,7 @@ class Recorder:
         self._held_out = found["loss"]
         self._write(step, {HELD_OUT: dict(found), TIMING: timing})
         self._flush()
-        self._progress(step, self._total, self._facts())
+        self._tell(step, doing="compile the step" if self.is_first and step < self._total else None)
 
     def _check(self, step: int, measured: Mapping[str, float]) -> None:
         """Raises DivergedError, with what was before it in the log, for what is no number."""
@@ -194,10 +198,21 @@ class Recorder:
             "lower optimizer.peak_lr or clip_norm, or warm up for longer, in another --out"
         )
 
-    def _facts(self) -> Facts:
-        """What is shown while the run goes on."""
-        held_out = {} if self._held_out is None else {"held-out loss": self._held_out}
-        return {**self._shown, **held_out}
+    def saved(self, step: int) -> None:
+        """A checkpoint of `step` is being written: its age is shown."""
+        self._saved = step, time.monotonic()
+
+    def _tell(self, step: int, *, doing: str | None = None) -> None:
+        """Show what is known while the run goes on."""
+        facts = dict(self._shown)
+        if self._held_out is not None:
+            facts["held-out loss"] = self._held_out
+        if self._saved is not None:
+            number, at = self._saved
+            facts["checkpoint"] = f"{number:,}, {timedelta(seconds=round(time.monotonic() - at))} ago"
+        if doing is not None:
+            facts["doing"] = doing
+        self._progress(step, self._total, facts)
 
     def _write(self, step: int, line: Mapping[str, Any]) -> None:
         if self._log is not None:
@@ -220,13 +235,15 @@ def _measured(found: StepMetrics) -> dict[str, float]:
     }
 
 
-def _shown(measured: Mapping[str, float], *, timing: Mapping[str, float], memory: Mapping[str, int]) -> Facts:
-    """Of a step, in the words of the live table."""
+def _shown(
+    measured: Mapping[str, float], *, timing: Mapping[str, float], memory: Mapping[str, int], wait: float
+) -> Facts:
+    """Of a step, in the words of the live table; `wait` is the mean of the steps since the last ones shown."""
     facts: Facts = {
         "loss": measured["loss"],
-        "tokens/s": timing["tokens_per_second"],
-        "trained tokens/s": timing["trained_tokens_per_second"],
-        "data wait": f"{1000 * timing['data_wait_seconds']:,.0f} ms",
+        "tokens/s": round(timing["tokens_per_second"]),
+        "trained tokens/s": round(timing["trained_tokens_per_second"]),
+        "data wait": f"{1000 * wait:,.0f} ms",
     }
     if UTILISATION in timing:
         facts["MFU"] = f"{timing[UTILISATION]:.1%}"

@@ -157,6 +157,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
                     if done % config.checkpoint_every == 0 and done < total:
                         recorder.record(lag=0)  # a checkpoint never knows more than the log
                         checkpoints.save(done, _trees(state))
+                        recorder.saved(done)
                         saved = done
                 recorder.record(lag=0)
 
