@@ -39,14 +39,41 @@ def test_without_a_terminal_lines_are_few(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_without_a_terminal_a_line_says_how_much_time_is_left(capsys: pytest.CaptureFixture[str]) -> None:
-    times = iter([100.0, 160.0, 400.0])
+    times = iter([100.0, 160.0, 220.0, 400.0])
     lines = _Lines("evolve", clock=lambda: next(times))
-    for done in (10, 40, 160):  # a run that goes on: 30 in the first minute
+    for done in (10, 40, 70, 160):  # a run that goes on: 30 in a minute
         lines(done, 160, {"dropped": 2})
     assert capsys.readouterr().out.splitlines() == [
         "evolve 10/160 dropped 2",
-        "evolve 40/160 dropped 2, time left 0:04:00",
+        "evolve 40/160 dropped 2",
+        "evolve 70/160 dropped 2, time left 0:03:00",
         "evolve 160/160 dropped 2",
+    ]
+
+
+def test_the_time_left_is_that_of_steps_and_not_of_compiling_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    times = iter([0.0, 300.0, 320.0, 340.0])
+    lines = _Lines("train", clock=lambda: next(times))
+    for done in (0, 1, 11, 21):
+        lines(done, 101, {})
+    assert capsys.readouterr().out.splitlines() == [
+        "train 0/101",
+        "train 1/101",
+        "train 11/101 time left 0:03:00",
+        "train 21/101 time left 0:02:40",
+    ]
+
+
+def test_without_a_terminal_what_was_told_last_is_said_in_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress("train") as progress:
+        progress(1, 2, {"loss": 3})
+        progress(2, 2, {"loss": 2})
+        progress(2, 2, {"loss": 2, "doing": "measure"})
+        progress(2, 2, {"loss": 2, "held-out loss": 4})
+    assert capsys.readouterr().out.splitlines() == [
+        "train 1/2 loss 3",
+        "train 2/2 loss 2",
+        "train 2/2 loss 2, held-out loss 4",
     ]
 
 
@@ -76,7 +103,7 @@ def test_without_a_terminal_another_piece_of_work_has_a_pace_of_its_own(capsys: 
         "train 0/64",
         "train 64/64",
         "train 0/100",
-        "train 10/100 time left 0:01:30",
+        "train 10/100",
         "train 20/100 time left 0:01:20",
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import sys
 import time
@@ -28,7 +29,11 @@ class Progress(Protocol):
 def show_progress(verb: str) -> Iterator[Progress]:
     """A callable to report (done, total, facts) to; what it was told last stays on the screen."""
     if not sys.stdout.isatty():
-        yield _Lines(verb)
+        lines = _Lines(verb)
+        try:
+            yield lines
+        finally:
+            lines.end()
         return
     from rich import progress
     from rich.console import Group
@@ -70,23 +75,30 @@ def show_progress(verb: str) -> Iterator[Progress]:
 
 
 class _Pace:
-    """How long the rest takes as fast as it went since the first word of it; another total is another piece of work."""
+    """How long the rest takes, as fast as the later half of what was done; another total is another piece of work.
+
+    Nothing is known before the second piece: what comes before the first is also compilation, or a journal's replies.
+    """
 
     def __init__(self) -> None:
-        self._began = (0.0, 0)
-        self._last = (0.0, 0)
         self._total: int | None = None
+        self._first = 0
+        self._seen: collections.deque[tuple[float, int]] = collections.deque()
 
     def told(self, done: int, total: int, *, now: float) -> None:
-        if total != self._total or done < self._began[1]:
-            self._began, self._total = (now, done), total
-        self._last = (now, done)
+        if total != self._total or done < self._first:
+            self._total, self._first = total, done
+            self._seen.clear()
+        if done > (self._seen[-1][1] if self._seen else self._first):
+            self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][1] <= (self._first + done) / 2:
+            self._seen.popleft()
 
     def left(self, now: float) -> timedelta | None:
-        """None where nothing was done yet, or nothing is left to do."""
-        (began, before), (last, done) = self._began, self._last
-        if self._total is None or not before < done < self._total:
+        """None where that is not known, or nothing is left to do."""
+        if self._total is None or len(self._seen) < 2 or self._seen[-1][1] >= self._total:
             return None
+        (began, before), (last, done) = self._seen[0], self._seen[-1]
         whole = (last - began) / (done - before) * (self._total - done)
         return timedelta(seconds=max(0, round(whole - (now - last))))
 
@@ -126,7 +138,7 @@ class _Lines:
         self._next = float("-inf")
         self._pace = _Pace()
         self._ended = False
-        self._last = ""
+        self._last = self._newest = ""
 
     def __call__(self, done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
         now = self._clock()
@@ -137,10 +149,19 @@ class _Lines:
             self._next = now + SECONDS_BETWEEN_LINES
             if (left := self._pace.left(now)) is not None:
                 facts = {**facts, "time left": str(left)}
-            line = f"{self._verb} {done:,}/{total:,} {_text(facts)}".rstrip()
+            line = self._line(done, total, facts)
             if ends or not self._ended or line != self._last:
                 say(line)
             self._last = line
+        self._newest = self._line(done, total, facts) if self._ended else ""
+
+    def end(self) -> None:
+        """What was told last of work that is done is said, if it was not."""
+        if self._newest and self._newest != self._last:
+            say(self._newest)
+
+    def _line(self, done: int, total: int, facts: Mapping[str, int | str | float]) -> str:
+        return f"{self._verb} {done:,}/{total:,} {_text(facts)}".rstrip()
 
 
 def _text(facts: Mapping[str, int | str | float]) -> str:
