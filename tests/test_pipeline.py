@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,7 @@ from packed_rows import write_rows
 from wizard_jax.data import pipeline
 from wizard_jax.data.config import DataError
 from wizard_jax.data.packing import PackedFolder
-from wizard_jax.data.pipeline import Batch, HeldOutBatch, batches, held_out_batches, to_batch
+from wizard_jax.data.pipeline import Batch, HeldOutBatch, ahead, batches, held_out_batches, to_batch
 from wizard_jax.data.row_files import RowReader
 from wizard_jax.data.rows import Row
 from wizard_jax.data.steps import StepRows
@@ -194,6 +195,33 @@ def test_another_seed_gives_another_order(packed: PackedFolder) -> None:
 def test_an_iterator_may_be_left_behind(packed: PackedFolder) -> None:
     for _ in range(5):
         next(batches(packed, rows=whole_rows(4), seed=0))
+
+
+def test_batches_are_asked_for_ahead_and_come_in_order() -> None:
+    asked: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(6):
+            asked.append(number)
+            yield number
+
+    found = ahead(numbers(), count=2)
+    assert asked == []
+    for number in range(6):
+        assert next(found) == number
+        assert asked[-1] == min(number + 2, 5)
+    assert list(found) == []
+
+
+def test_a_failure_ahead_comes_when_its_batch_is_due() -> None:
+    def numbers() -> Iterator[int]:
+        yield from range(4)
+        raise DataError("row 4")
+
+    found = ahead(numbers(), count=2)
+    assert [next(found) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(DataError, match="row 4"):
+        next(found)
 
 
 def test_rows_survive_their_bytes() -> None:

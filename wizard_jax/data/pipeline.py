@@ -13,15 +13,19 @@ Position i predicts the token after it in its own conversation; the last one pre
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex, TypeVar
 
 import numpy as np
 
+from wizard_jax.data.config import DataError
 from wizard_jax.data.packing import PackedFolder
 from wizard_jax.data.row_files import RowReader
 from wizard_jax.data.rows import Row
 from wizard_jax.data.steps import StepRows, row_indices
+
+_Item = TypeVar("_Item")
 
 _ENDLESS = 2**31 - 1  # steps: more than anyone trains for
 
@@ -123,6 +127,28 @@ def held_out_batches(
             if row is not None:
                 groups[index, : len(row.tokens)] = np.repeat(row.groups, row.lengths)
         yield HeldOutBatch(batch, np.where(batch.loss_weights > 0, groups, np.int32(-1)))
+
+
+def ahead(items: Iterator[_Item], *, count: int) -> Iterator[_Item]:
+    """`items`, each asked for `count` items before it is used.
+
+    JAX places arrays on devices, and runs steps, without waiting for either: so the batches of the next steps are on
+    their way while a step runs. A DataError comes when the item is due that could not be read, not before.
+    """
+    waiting: collections.deque[_Item] = collections.deque()
+    failure: DataError | None = None
+    while failure is None:
+        try:
+            waiting.append(next(items))
+        except StopIteration:
+            break
+        except DataError as error:
+            failure = error
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+    if failure is not None:
+        raise failure
 
 
 def _at(positions: Sequence[slice], numbers: np.ndarray, *, batch_rows: int) -> np.ndarray:

@@ -33,7 +33,7 @@ from configs.loader import entries
 from data_gen.shards import dataset_folder, read_manifest
 from wizard_jax.chat import get_format
 from wizard_jax.data.packing import AUDIT, PackedFolder, pack
-from wizard_jax.data.pipeline import batches
+from wizard_jax.data.pipeline import ahead, batches
 from wizard_jax.data.steps import StepRows, step_rows
 from wizard_jax.model.decoder import count_params
 from wizard_jax.model.sharding import RULES, batch_sharding
@@ -55,6 +55,8 @@ from wizard_jax.train.utilisation import utilisation_of
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.model"
 INPUT = "input.json"
+BATCHES_AHEAD = 2
+"""On the devices, beside the one that a step works on."""
 FREE_WITH_WEIGHTS = ("model.initializer_range", "model.max_positions")
 """Settings of the model that do not say what given weights compute."""
 
@@ -143,7 +145,8 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
                 ) as recorder,
                 profiled(steps.train, config.profile_steps, folder=folder.path / PROFILE, done=done) as train_step,
             ):
-                data = recorder.timed(_on_devices(packed, mesh=mesh, rows=rows, seed=config.seed, step=done))
+                placed = _on_devices(packed, mesh=mesh, rows=rows, seed=config.seed, step=done)
+                data = recorder.timed(ahead(placed, count=BATCHES_AHEAD))
                 if held_out is not None and done == 0:
                     recorder.held_out(done, held_out.measure, steps.evaluate, state)
                 while done < total and stop.exit_code is None:
