@@ -10,13 +10,17 @@ import pytest
 from tiny_run import quiet, tiny_config, write_material
 
 from configs.errors import UserError
+from configs.loader import paths
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.flops import token_flops
 from wizard_jax.model.sharding import MeshConfig, make_mesh
+from wizard_jax.train.config import TrainConfig
 from wizard_jax.train.metrics import read_metrics
+from wizard_jax.train.trackers import flat
 from wizard_jax.train.train import train
 from wizard_jax.train.utilisation import Utilisation, utilisation_of
 
+ROOT = pathlib.Path(__file__).parents[1]
 LLAMA_7B = ModelConfig(
     vocab_size=32_000, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, head_dim=128, d_ff=11_008
 )
@@ -73,6 +77,21 @@ def test_a_run_logs_it_and_states_the_formula_with_its_figures(tmp_path: pathlib
     assert environment["input"]["data_sha256"]
     assert environment["source"].keys() & {"revision", "version"}
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+
+    page = (ROOT / "docs" / "watching.md").read_text()
+    shown = {name.replace("/", ".") for line in read_metrics(tmp_path / "run") for name in flat(line)}
+    assert not [name for name in shown if f"`{name}`" not in page]
+
+
+def test_the_settings_that_the_page_names_are_settings() -> None:
+    page = (ROOT / "docs" / "watching.md").read_text().replace("\\\n", " ")
+    commands = [line.split() for line in page.splitlines() if line.startswith("    wizard train FILE")]
+    assert len(commands) == 4
+    known = {info.path for info in paths(TrainConfig)}
+    for words in commands:
+        settings = {word.partition("=")[0] for word in words if "=" in word}
+        assert settings
+        assert settings <= known
 
 
 @pytest.mark.parametrize("peak", [0.0, -1.0, float("inf")])

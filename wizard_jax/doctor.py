@@ -26,7 +26,9 @@ PACKAGES = (
     "google-cloud-aiplatform",
 )
 
-EXTRAS = MappingProxyType({"tpu": "libtpu", "cuda": "jax_cuda12_plugin", "beam": "apache_beam", "qlora": "qwix"})
+EXTRAS = MappingProxyType(
+    {"tpu": "libtpu", "cuda": "jax_cuda12_plugin", "beam": "apache_beam", "qlora": "qwix", "wandb": "wandb"}
+)
 """Extra -> the module that shows that it is installed. Those of devices are also names of JAX platforms."""
 
 Finding = tuple[str, str, str]
