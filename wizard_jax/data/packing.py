@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -112,71 +113,85 @@ def pack(
     """
     if config.seq_len < 2:
         raise DataError(f"data.seq_len is {config.seq_len}: a row needs at least 2 tokens")
-    manifests = [shards.read_manifest(pathlib.Path(member.dataset)) for member in config.members]
+    manifests = tuple(shards.read_manifest(pathlib.Path(member.dataset)) for member in config.members)
     _refuse_overlap(config, manifests=manifests)
-    encoded_from = _encoded_from(config, tokenizer, part=part, manifests=manifests)
-    made_from = {
-        "encoded_from": encoded_from,
-        "file_rows": sizes.file_rows,
-        **_chosen_by(config, part=part),
-    }
-    key, encoded_key = _key(made_from), _key(encoded_from)
-    cache_dir = pathlib.Path(cache_dir)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    folder, refused = cache_dir / key, cache_dir / f"{key}.audit.json"
-    packed = _open_packed(folder)
+    job = _Job(config, tokenizer, part, manifests, sizes, pathlib.Path(cache_dir))
+    job.cache_dir.mkdir(parents=True, exist_ok=True)
+    packed = _open_packed(job.folder)
     if packed is None:
-        with _lock(cache_dir / f"{encoded_key}.lock"):
-            packed = _open_packed(folder)
+        with _lock(job.cache_dir / f"{job.encoded_key}.lock"):
+            packed = _open_packed(job.folder)
             if packed is None:
-                encoded, partial = cache_dir / f".{encoded_key}.encoded", cache_dir / f".{key}.partial"
-                with _folder_if_filled(encoded), _folder_if_filled(partial):
-                    _build(
-                        config,
-                        Encoder(tokenizer, config.chat_format, config.seq_len, encoded),
-                        part=part,
-                        manifests=manifests,
-                        folder=partial,
-                        refused=refused,
-                        made_from=made_from,
-                        sizes=sizes,
-                        progress=progress,
-                    )
-                    shards.put_in_place(partial, folder)
-                    shutil.rmtree(encoded)
-                packed = _open_packed(folder)
-                assert packed is not None, f"{folder} was just written and is not intact"
+                partial = job.cache_dir / f".{job.key}.partial"
+                with _folder_if_filled(job.encoded), _folder_if_filled(partial):
+                    _build(job, partial, progress=progress)
+                    shards.put_in_place(partial, job.folder)
+                    shutil.rmtree(job.encoded)
+                packed = _open_packed(job.folder)
+                assert packed is not None, f"{job.folder} was just written and is not intact"
     _refuse_losses(packed.audit, config=config, file=packed.path / AUDIT)
     return packed
 
 
-def _encoded_from(
-    config: DataConfig, tokenizer: Tokenizer, *, part: Part, manifests: Sequence[shards.Manifest]
-) -> dict[str, Any]:
-    """All that token ids depend on."""
-    kept = [
-        Filter.of(member.selection, part=part, share=config.held_out_share, seed=config.held_out_seed)
-        for member in config.members
-    ]
-    return {
-        "version": _VERSION,
-        "data": [manifest.sha256 for manifest in manifests],
-        "records": [dataclasses.asdict(one) for one in kept],
-        "tokenizer": tokenizer.sha256,
-        "chat_format": dataclasses.asdict(chat.get_format(config.chat_format)),
-        "seq_len": config.seq_len,
-    }
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What is to be packed, and where."""
 
+    config: DataConfig
+    tokenizer: Tokenizer
+    part: Part
+    manifests: tuple[shards.Manifest, ...]
+    sizes: Sizes
+    cache_dir: pathlib.Path
 
-def _chosen_by(config: DataConfig, *, part: Part) -> dict[str, Any]:
-    """What decides, of the encoded conversations, which are packed, and how."""
-    mixture = config.mixture
-    limits = {
-        "selections": [dataclasses.asdict(member.selection) for member in config.members],
-        "weights": None if mixture is None else [mixture.weights, mixture.ends],
-    }
-    how = {"truncation": config.truncation, "packing_seed": config.packing_seed}
-    return how | limits if part == "train" else how
+    @property
+    def encoded_from(self) -> dict[str, Any]:
+        """All that token ids depend on."""
+        config = self.config
+        kept = [
+            Filter.of(member.selection, part=self.part, share=config.held_out_share, seed=config.held_out_seed)
+            for member in config.members
+        ]
+        return {
+            "version": _VERSION,
+            "data": [manifest.sha256 for manifest in self.manifests],
+            "records": [dataclasses.asdict(one) for one in kept],
+            "tokenizer": self.tokenizer.sha256,
+            "chat_format": dataclasses.asdict(chat.get_format(config.chat_format)),
+            "seq_len": config.seq_len,
+        }
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """With what decides which of the encoded conversations are packed, and how."""
+        mixture = self.config.mixture
+        limits = {
+            "selections": [dataclasses.asdict(member.selection) for member in self.config.members],
+            "weights": None if mixture is None else [mixture.weights, mixture.ends],
+        }
+        return {
+            "encoded_from": self.encoded_from,
+            "truncation": self.config.truncation,
+            "packing_seed": self.config.packing_seed,
+            "file_rows": self.sizes.file_rows,
+            **(limits if self.part == "train" else {}),
+        }
+
+    @functools.cached_property
+    def key(self) -> str:
+        return _key(self.made_from)
+
+    @functools.cached_property
+    def encoded_key(self) -> str:
+        return _key(self.encoded_from)
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return self.cache_dir / self.key
+
+    @property
+    def encoded(self) -> pathlib.Path:
+        return self.cache_dir / f".{self.encoded_key}.encoded"
 
 
 def _refuse_overlap(config: DataConfig, *, manifests: Sequence[shards.Manifest]) -> None:
@@ -193,32 +208,28 @@ def _refuse_overlap(config: DataConfig, *, manifests: Sequence[shards.Manifest])
             )
 
 
-def _build(
-    config: DataConfig,
-    encoder: Encoder,
-    *,
-    part: Part,
-    manifests: Sequence[shards.Manifest],
-    folder: pathlib.Path,
-    refused: pathlib.Path,
-    made_from: Mapping[str, Any],
-    sizes: Sizes,
-    progress: Progress,
-) -> None:
-    """Write a packed folder; the audit goes to `refused` where that can not be."""
+def _build(job: _Job, folder: pathlib.Path, *, progress: Progress) -> None:
+    """Write a packed folder; where too much is lost, only its audit, beside the packed folders."""
+    config, file_rows = job.config, job.sizes.file_rows
     conversations = encode_members(
-        config, encoder, part=part, manifests=manifests, chunk_records=sizes.chunk_records, progress=progress
+        config,
+        Encoder(job.tokenizer, config.chat_format, config.seq_len, job.encoded),
+        part=job.part,
+        manifests=job.manifests,
+        chunk_records=job.sizes.chunk_records,
+        progress=progress,
     )
     if problem := describe_long(conversations, config=config):
         raise DataError(problem)
-    choice = choose(conversations, config=config, part=part)
+    choice = choose(conversations, config=config, part=job.part)
     lengths = conversations.kept[choice.items]
     plan = plan_packing(lengths, seq_len=config.seq_len, seed=config.packing_seed)
-    audit = make_audit(conversations, choice=choice, plan=plan, lengths=lengths, config=config, part=part)
+    audit = make_audit(conversations, choice=choice, plan=plan, lengths=lengths, config=config, part=job.part)
+    refused = job.cache_dir / f"{job.key}.audit.json"
     write_atomically(refused, audit.to_json())
     _refuse_losses(audit, config=config, file=refused)
-    tasks = row_tasks(conversations, items=choice.items, lengths=lengths, plan=plan, file_rows=sizes.file_rows)
-    processes = min(config.processes or usable_cpus(), row_file_count(plan, file_rows=sizes.file_rows))
+    tasks = row_tasks(conversations, items=choice.items, lengths=lengths, plan=plan, file_rows=file_rows)
+    processes = min(config.processes or usable_cpus(), row_file_count(plan, file_rows=file_rows))
     files, done = [], 0
     for written in in_order(RowWriter(folder, conversations.words), tasks, processes=processes):
         files.append(written)
@@ -228,7 +239,7 @@ def _build(
         note.unlink()
     write_atomically(folder / AUDIT, audit.to_json())
     manifest = {
-        "made_from": made_from,
+        "made_from": job.made_from,
         "plan_sha256": plan.sha256,
         "files": [dataclasses.asdict(written) for written in files],
         "audit_sha256": sha256_of(folder / AUDIT),

@@ -24,7 +24,9 @@ _shared: list[Any] = []  # in a worker: the function
 
 def usable_cpus() -> int:
     """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def in_order(
