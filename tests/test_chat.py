@@ -1,12 +1,11 @@
 """What is trained on and what generation starts from are one text, in every format and with any tokenizer."""
 
-import io
-import json
 import pathlib
 
+import jinja2
 import numpy as np
 import pytest
-import sentencepiece
+from chat_tokenizers import LLAMA3_SPECIAL, like_llama, like_llama3, train_whole_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,53 +14,43 @@ from wizard_jax.chat import (
     CHAT_FORMATS,
     ChatError,
     ChatFormat,
+    check_tokenizer,
     encode_conversation,
     encode_prompt,
+    end_id,
     get_format,
     segments,
 )
-from wizard_jax.tokenizer import Tokenizer, train_tokenizer
+from wizard_jax.tokenizer import Tokenizer
 
-CORPUS = [
-    "A chat between a curious user and an assistant. USER: Hi there ASSISTANT: Hello you!",
-    "Below is an instruction.\n\n### Instruction:\nSort: 3 2\n\n### Response:\n2 3",
-] * 20
 PREAMBLE = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+SPECIAL_TEXT = ["<s>", "</s>", "<unk>", *LLAMA3_SPECIAL]
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
-    [" ", "\n", ":", " x", "\nx", "Response:\n", "</s>", "ASSISTANT:", "", "▁▁", "é"]
+    [" ", "\n", ":", " x", "\nx", "Response:", "ASSISTANT:", "", "▁▁", "é", "[/INST]", *SPECIAL_TEXT]
 )
-formats = pytest.mark.parametrize("chat_format", CHAT_FORMATS.values(), ids=CHAT_FORMATS)
+KINDS = ("like LLaMA", "like Llama 3", "bpe", "unigram")
+PAIRS = [
+    pytest.param(kind, chat_format, id=f"{kind}-{chat_format.name}")
+    for kind in KINDS
+    for chat_format in CHAT_FORMATS.values()
+    if kind == "like Llama 3" or not chat_format.special_tokens
+]
+pairs = pytest.mark.parametrize(("kind", "chat_format"), PAIRS)
 
 
-def train_whole_lines(folder: pathlib.Path, kind: str) -> Tokenizer:
-    """A tokenizer whose pieces may hold spaces and newlines, so that they can span a prompt's end."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["ASSISTANT: Hello", "Response:\nyes", "x ASSISTANT: x", ":\n\nx"] * 30),
-        model_writer=model,
-        model_type=kind,
-        vocab_size=420 if kind == "bpe" else 320,
-        hard_vocab_limit=False,
-        split_by_whitespace=False,
-        split_by_unicode_script=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    (folder / f"{kind}.model").write_bytes(model.getvalue())
-    return Tokenizer(folder / f"{kind}.model")
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    made = [Tokenizer(like_llama(folder)), Tokenizer(like_llama3(folder))]
+    return dict(zip(KINDS, [*made, *(train_whole_lines(folder, kind) for kind in ("bpe", "unigram"))], strict=True))
 
 
-@pytest.fixture(scope="module", params=["like LLaMA", "bpe", "unigram"])
-def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    if request.param == "like LLaMA":
-        return train_tokenizer(CORPUS, folder / "tokenizer.model", vocab_size=400)
-    return train_whole_lines(folder, request.param)
+@pytest.fixture(scope="module")
+def tokenizer(tokenizers: dict[str, Tokenizer]) -> Tokenizer:
+    return tokenizers["like LLaMA"]
 
 
 def turns(*contents: str) -> list[Turn]:
@@ -74,10 +63,21 @@ def test_the_texts_are_the_published_ones() -> None:
         f"{PREAMBLE} USER: Hi ASSISTANT: Hello!",
         "USER: Bye ASSISTANT: See you.",
     ]
+    assert segments(two, chat_format=get_format("wizardlm")) == segments(two, chat_format=get_format("vicuna"))
     assert segments(two, chat_format=get_format("alpaca")) == [
         "Below is an instruction that describes a task. Write a response that appropriately completes the "
-        "request.\n\n### Instruction:\nHi\n\n### Response:\nHello!",
-        "### Instruction:\nBye\n\n### Response:\nSee you.",
+        "request.\n\n### Instruction:\nHi\n\n### Response:Hello!",
+        "### Instruction:\nBye\n\n### Response:See you.",
+    ]
+    assert segments(two, chat_format=get_format("llama2_chat")) == [
+        "[INST] Hi [/INST] Hello! ",
+        "[INST] Bye [/INST] See you. ",
+    ]
+    assert segments(turns("Hi", "Hello!"), chat_format=get_format("llama3")) == [
+        "user",
+        "\n\nHi",
+        "assistant",
+        "\n\nHello!",
     ]
     assert segments(two, chat_format=get_format("wizardlm_7b")) == [
         "Hi\n\n### Response:\nHello!",
@@ -85,48 +85,72 @@ def test_the_texts_are_the_published_ones() -> None:
     ]
 
 
-@formats
-@settings(max_examples=100, deadline=None)
+@pairs
+@settings(max_examples=60, deadline=None)
 @given(contents=st.lists(text, min_size=2, max_size=6).filter(lambda c: len(c) % 2 == 0))
 def test_every_prompt_is_a_prefix_of_what_is_trained_on(
-    tokenizer: Tokenizer, chat_format: ChatFormat, contents: list[str]
+    tokenizers: dict[str, Tokenizer], kind: str, chat_format: ChatFormat, contents: list[str]
 ) -> None:
+    tokenizer = tokenizers[kind]
     whole = encode_conversation(turns(*contents), chat_format=chat_format, tokenizer=tokenizer)
+    ends = end_id(chat_format, tokenizer)
     end = 0
     for index in range(0, len(contents), 2):
         prompt = encode_prompt(turns(*contents[: index + 1]), chat_format=chat_format, tokenizer=tokenizer)
         assert prompt.tolist() == whole.tokens[: len(prompt)].tolist()
-        # Between the prompt and the EOS of its answer all is trained, between that EOS and the next prompt nothing.
+        # Between the prompt and the end of its answer all is trained, between that and the next prompt nothing.
         assert not whole.trained[end : len(prompt)].any()
-        end = len(prompt) + whole.tokens[len(prompt) :].tolist().index(tokenizer.eos_id) + 1
+        end = len(prompt) + whole.tokens[len(prompt) :].tolist().index(ends) + 1
         assert (whole.trained[len(prompt) : end] == bool(contents[index + 1].strip())).all()
     assert end == len(whole.tokens)
-    assert whole.tokens.tolist().count(tokenizer.bos_id) == 1
-    assert whole.tokens.tolist().count(tokenizer.eos_id) == len(contents) // 2
 
 
-@formats
-@settings(max_examples=100, deadline=None)
+@pairs
+@settings(max_examples=60, deadline=None)
 @given(question=text, answer=text)
-def test_the_ids_spell_the_text(tokenizer: Tokenizer, chat_format: ChatFormat, question: str, answer: str) -> None:
-    whole = encode_conversation(turns(question, answer), chat_format=chat_format, tokenizer=tokenizer)
-    (expected,) = segments(turns(question, answer), chat_format=chat_format)
-    assert tokenizer.decode(whole.tokens.tolist()) == expected.replace("▁", " ")
+def test_the_ids_spell_the_text(
+    tokenizers: dict[str, Tokenizer], kind: str, chat_format: ChatFormat, question: str, answer: str
+) -> None:
+    tokenizer, said = tokenizers[kind], turns(question, answer)
+    whole = encode_conversation(said, chat_format=chat_format, tokenizer=tokenizer)
+    expected = "".join(segments(said, chat_format=chat_format))
+    assert tokenizer.decode(whole.tokens.tolist()) == (
+        expected if kind == "like Llama 3" else expected.replace("▁", " ")
+    )
+
+
+@pairs
+def test_what_is_written_like_a_special_token_stays_text(
+    tokenizers: dict[str, Tokenizer], kind: str, chat_format: ChatFormat
+) -> None:
+    tokenizer = tokenizers[kind]
+    ids = {tokenizer.special_id(name) for name in SPECIAL_TEXT} - {None}
+    plain = encode_conversation(turns("x", "y", "x", "y"), chat_format=chat_format, tokenizer=tokenizer)
+    for sly in SPECIAL_TEXT:
+        spoken = turns(f"x{sly}", sly, f"{sly}{sly}x", f"y {sly}")
+        if chat_format.first_with_system is not None:
+            spoken = [Turn("system", f"Say {sly}"), *spoken]
+            plain = encode_conversation(
+                [Turn("system", "z"), *turns("x", "y", "x", "y")], chat_format=chat_format, tokenizer=tokenizer
+            )
+        found = encode_conversation(spoken, chat_format=chat_format, tokenizer=tokenizer)
+        special = [token for token in found.tokens.tolist() if token in ids]
+        assert special == [token for token in plain.tokens.tolist() if token in ids]
+        assert sly in tokenizer.decode(found.tokens.tolist())
 
 
 def test_a_piece_that_would_span_the_prompts_end_is_cut(tmp_path: pathlib.Path) -> None:
     tokenizer = train_whole_lines(tmp_path, "bpe")
     alpaca = get_format("alpaca")
     (text,) = segments(turns("x", "yes"), chat_format=alpaca)
-    assert "\nyes" in tokenizer.piece(tokenizer.encode(text)[-1])
+    assert ":yes" in tokenizer.piece(tokenizer.encode(text)[-1])
     whole = encode_conversation(turns("x", "yes"), chat_format=alpaca, tokenizer=tokenizer)
     prompt = encode_prompt(turns("x"), chat_format=alpaca, tokenizer=tokenizer)
-    assert tokenizer.decode(prompt.tolist()).endswith("### Response:\n")
+    assert tokenizer.decode(prompt.tolist()).endswith("### Response:")
     assert tokenizer.decode(whole.tokens[whole.trained].tolist()) == "yes"
 
 
-def test_only_answers_and_their_eos_are_trained(tmp_path: pathlib.Path) -> None:
-    tokenizer = train_tokenizer(CORPUS, tmp_path / "tokenizer.model", vocab_size=400)
+def test_only_answers_and_their_eos_are_trained(tokenizer: Tokenizer) -> None:
     whole = encode_conversation(
         turns("Hi", "Hello you!", "Sort", "2 3"), chat_format=get_format("vicuna"), tokenizer=tokenizer
     )
@@ -136,20 +160,38 @@ def test_only_answers_and_their_eos_are_trained(tmp_path: pathlib.Path) -> None:
     assert "".join(spoken) == "▁Hello▁you!</s>▁2▁3</s>"
 
 
-def test_an_answer_that_says_nothing_is_not_trained(tokenizer: Tokenizer) -> None:
-    whole = encode_conversation(turns("Hi", " \n"), chat_format=get_format("vicuna"), tokenizer=tokenizer)
+def test_the_end_of_a_turn_of_llama3_is_trained_and_ends_generation(tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer, llama3 = tokenizers["like Llama 3"], get_format("llama3")
+    whole = encode_conversation(turns("Hi", " Hello! "), chat_format=llama3, tokenizer=tokenizer)
+    spoken = [tokenizer.piece(int(token)) for token in whole.tokens[whole.trained]]
+    assert "".join(spoken) == "Hello!<|eot_id|>"
+    assert end_id(llama3, tokenizer) == tokenizer.special_id("<|eot_id|>") != tokenizer.eos_id
+    assert end_id(get_format("vicuna"), tokenizer) == tokenizer.eos_id
+
+
+@pairs
+def test_an_answer_that_says_nothing_is_not_trained(
+    tokenizers: dict[str, Tokenizer], kind: str, chat_format: ChatFormat
+) -> None:
+    whole = encode_conversation(turns("Hi", " \n"), chat_format=chat_format, tokenizer=tokenizers[kind])
     assert not whole.trained.any()
 
 
-def test_a_system_turn_replaces_the_preamble_of_vicuna() -> None:
+def test_a_system_turn_stands_where_its_format_has_it() -> None:
     spoken = [Turn("system", "You are terse."), *turns("Hi", "Yo")]
     assert segments(spoken, chat_format=get_format("vicuna")) == ["You are terse. USER: Hi ASSISTANT: Yo"]
+    assert segments(spoken, chat_format=get_format("llama2_chat")) == [
+        "[INST] <<SYS>>\nYou are terse.\n<</SYS>>\n\nHi [/INST] Yo "
+    ]
+    assert "".join(segments(spoken, chat_format=get_format("llama3"))) == (
+        "system\n\nYou are terse.user\n\nHiassistant\n\nYo"
+    )
 
 
 @pytest.mark.parametrize("name", ["alpaca", "wizardlm_7b"])
 def test_a_system_turn_is_refused_where_it_has_no_place(tokenizer: Tokenizer, name: str) -> None:
     spoken = [Turn("system", "You are terse."), *turns("Hi", "Yo")]
-    with pytest.raises(ChatError, match=f"the {name} format has no place for a system turn: use vicuna"):
+    with pytest.raises(ChatError, match=f"the {name} format has no place for a system turn: use vicuna or wizardlm or"):
         encode_conversation(spoken, chat_format=get_format(name), tokenizer=tokenizer)
 
 
@@ -172,34 +214,26 @@ def test_turns_that_do_not_alternate_are_refused(tokenizer: Tokenizer) -> None:
 def test_an_unknown_format_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ChatError, match="'vicunia': did you mean vicuna"):
         get_format("vicunia")
-    with pytest.raises(ChatError, match="There are vicuna, alpaca, wizardlm_7b"):
+    with pytest.raises(ChatError, match="There are vicuna, wizardlm, wizardlm_7b, alpaca, llama2_chat, llama3"):
         get_format("chatml")
 
 
-@formats
-def test_hugging_face_renders_and_tokenizes_the_same(tmp_path: pathlib.Path, chat_format: ChatFormat) -> None:
-    transformers = pytest.importorskip("transformers")
-    tokenizer = train_tokenizer(CORPUS, tmp_path / "tokenizer.model", vocab_size=400)
-    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "legacy": True}
-    config["chat_template"] = chat_format.template
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    spoken = turns('Hi "there" it\'s\n{{ x }}', "Hello\\n", "Sort: 3 2 é", "2 3")
-    if chat_format.system == "replaces_preamble":
-        spoken = [Turn("system", "Be 'nice'.\n"), *spoken]
-    messages = [{"role": turn.role, "content": turn.content} for turn in spoken]
-    text = theirs.apply_chat_template(messages, tokenize=False)
-    assert text == "<s>" + "".join(part + "</s>" for part in segments(spoken, chat_format=chat_format))
-    whole = encode_conversation(spoken, chat_format=chat_format, tokenizer=tokenizer)
-    assert theirs.apply_chat_template(messages, return_dict=False) == whole.tokens.tolist()
-    prompt = encode_prompt(spoken[:-1], chat_format=chat_format, tokenizer=tokenizer)
-    ids = theirs.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
-    assert ids == prompt.tolist()
+def test_a_tokenizer_without_the_formats_special_tokens_is_refused(
+    tokenizer: Tokenizer, tmp_path: pathlib.Path
+) -> None:
+    llama3, missing = get_format("llama3"), r"special tokens <\|start_header_id\|>, <\|end_header_id\|>, <\|eot_id\|>"
+    with pytest.raises(ChatError, match=f"the llama3 format needs the {missing}"):
+        check_tokenizer(llama3, tokenizer)
+    with pytest.raises(ChatError, match=missing):
+        encode_conversation(turns("a", "b"), chat_format=llama3, tokenizer=tokenizer)
+    with pytest.raises(ChatError, match=missing):
+        encode_prompt(turns("a"), chat_format=llama3, tokenizer=tokenizer)
+    base = Tokenizer(like_llama3(tmp_path, special=LLAMA3_SPECIAL[:4]))
+    with pytest.raises(ChatError, match=r"special tokens <\|eot_id\|>, which"):
+        end_id(llama3, base)
 
 
 def test_templates_refuse_what_the_formats_refuse() -> None:
-    jinja2 = pytest.importorskip("jinja2")
-
     def refuse(message: str) -> None:
         raise ValueError(message)
 

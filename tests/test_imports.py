@@ -24,7 +24,8 @@ ALLOWED = {
 """Package -> the packages of this project that it may import."""
 
 LEVELS = (
-    {"tokenizer", "progress", "doctor"},
+    {"tokenizer_engines", "progress", "doctor"},
+    {"tokenizer", "chat_formats"},
     {"chat"},
     {"data", "model"},
     {"train", "convert", "generate"},

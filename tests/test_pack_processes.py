@@ -86,7 +86,7 @@ def test_a_killed_packing_goes_on_from_what_is_finished(
     dataset: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path, processes: int, stage: str
 ) -> None:
     expected = pack(config(dataset, processes=1), tokenizer, cache_dir=tmp_path / "expected", sizes=SMALL)
-    (tmp_path / "tokenizer.model").write_bytes(tokenizer.model_bytes)
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.files["tokenizer.model"])
     cache = tmp_path / "cache"
     patterns = {"chunks": ".*.encoded/*.npz", "rows": ".*.partial/*.arrayrecord.json"}
     children = killed(

@@ -230,7 +230,7 @@ def _pack_and_report(path: str, model: str, cache: str, queue: "multiprocessing.
 def test_of_several_processes_one_packs_and_the_others_wait(
     dataset: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path
 ) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(tokenizer.model_bytes)
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.files["tokenizer.model"])
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     arguments = (str(dataset), str(tmp_path / "tokenizer.model"), str(tmp_path / "cache"), queue)

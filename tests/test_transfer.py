@@ -124,7 +124,7 @@ def test_a_folder_without_a_tokenizer_is_refused_and_leaves_nothing(exported: Pa
     bare = tmp_path / "bare"
     shutil.copytree(exported, bare)
     (bare / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match=r"holds no tokenizer\.model: put"):
+    with pytest.raises(UserError, match=r"holds no tokenizer\.model and no tokenizer\.json: put"):
         import_model(bare, tmp_path / "imported")
     assert not (tmp_path / "imported").exists()
 
@@ -135,7 +135,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(exported: Path, 
     (other / "tokenizer.model").unlink()
     train_tokenizer([chr(code) for code in range(256, 700)], other / "tokenizer.model", vocab_size=800)
     for take in (lambda: import_model(other, tmp_path / "imported"), lambda: open_model(other)):
-        with pytest.raises(UserError, match=r"other: tokenizer\.model has \d+ tokens, the model only 400"):
+        with pytest.raises(UserError, match=r"other: its tokenizer has \d+ tokens, the model only 400"):
             take()
     assert not (tmp_path / "imported").exists()
 

@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_verbs(add, add_stage, local=_local)
     tokenizer = add("tokenizer", _tokenizer, "train a SentencePiece tokenizer on a data set")
     tokenizer.add_argument("dataset", type=Path, help="the folder of wizard evolve")
-    tokenizer.add_argument("--chat-format", required=True, help="vicuna, alpaca or wizardlm_7b")
+    tokenizer.add_argument("--chat-format", required=True, help="vicuna, wizardlm, wizardlm_7b, alpaca or llama2_chat")
     tokenizer.add_argument("--vocab-size", type=int, default=32_000)
     tokenizer.add_argument("--digits", choices=("split", "whole"), default="split", help="whole: numbers are words")
     tokenizer.add_argument("--out", type=_local, required=True, help="the file to write, such as tokenizer.model")
@@ -179,11 +179,17 @@ def _quickstart(arguments: argparse.Namespace) -> int:
 
 
 def _tokenizer(arguments: argparse.Namespace) -> None:
+    from configs.errors import UserError
     from data_gen.shards import read_dataset
     from wizard_jax.chat import get_format, segments
     from wizard_jax.tokenizer import train_tokenizer
 
     chat_format = get_format(arguments.chat_format)
+    if chat_format.special_tokens:
+        raise UserError(
+            f"the {chat_format.name} format needs the special tokens {', '.join(chat_format.special_tokens)}, which a "
+            "tokenizer trained here does not have: use the tokenizer.json that the format came with"
+        )
     records = read_dataset(arguments.dataset)
     texts = (text for record in records for text in segments(record.turns, chat_format=chat_format))
     tokenizer = train_tokenizer(texts, arguments.out, vocab_size=arguments.vocab_size, digits=arguments.digits)

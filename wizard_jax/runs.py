@@ -18,10 +18,10 @@ from wizard_jax.convert import importing
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import shardings
-from wizard_jax.tokenizer import Tokenizer
+from wizard_jax.tokenizer import Tokenizer, tokenizer_file
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
 from wizard_jax.train.config import FromCheckpoint, TrainConfig
-from wizard_jax.train.train import CHECKPOINTS, TOKENIZER
+from wizard_jax.train.train import CHECKPOINTS
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _open_stage(path: Path, *, step: int | None, mesh: jax.sharding.Mesh | None)
         path=path,
         params=restored.trees[PARAMS],
         config=model,
-        tokenizer=Tokenizer(path / TOKENIZER),
+        tokenizer=Tokenizer(tokenizer_file(path)),
         chat_format=chat_format,
         trained_on=trained_on,
         step=restored.step,
@@ -115,7 +115,7 @@ def _origin(run: TrainConfig) -> tuple[tuple[str, ...], str]:
 
 def _open_hugging_face(path: Path, *, mesh: jax.sharding.Mesh | None) -> OpenedModel:
     model = importing.read_model_config(path)
-    tokenizer = Tokenizer(path / TOKENIZER)
+    tokenizer = Tokenizer(tokenizer_file(path))
     check_fits(tokenizer, model, folder=path)
     abstract = decoder.abstract_params(model)
     placed = None if mesh is None else shardings(decoder.logical_axes(model), mesh, shapes=abstract)
@@ -135,7 +135,7 @@ def check_fits(tokenizer: Tokenizer, model: ModelConfig, *, folder: Path) -> Non
     """Raises UserError: the model has no row for some tokens (JAX would take another one without a word)."""
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"{folder}: {TOKENIZER} has {tokenizer.vocab_size} tokens, the model only {model.vocab_size}: "
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, the model only {model.vocab_size}: "
             "put the tokenizer there that it was trained with"
         )
 

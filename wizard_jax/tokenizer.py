@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers: LLaMA's own `tokenizer.model`, or one trained here that is built like it."""
+"""Tokenizers: a SentencePiece `tokenizer.model`, LLaMA's own or one trained here, or a `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -7,74 +7,118 @@ import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import sentencepiece
 
-from configs.errors import UserError
+from wizard_jax.tokenizer_engines import (
+    JSON,
+    JSON_CONFIG,
+    SENTENCEPIECE,
+    WITH_LEADING_SPACE,
+    Engine,
+    JsonEngine,
+    SentencePieceEngine,
+    TokenizerError,
+)
 
-# Protobuf messages merge when concatenated: ModelProto.normalizer_spec (3) .add_dummy_prefix (3).
-_WITHOUT_LEADING_SPACE = b"\x1a\x02\x18\x00"
-_WITH_LEADING_SPACE = b"\x1a\x02\x18\x01"
+__all__ = ["JSON", "SENTENCEPIECE", "Tokenizer", "TokenizerError", "tokenizer_file", "train_tokenizer"]
 
 
-class TokenizerError(UserError):
-    """A tokenizer file cannot be used, or a tokenizer cannot be trained as asked."""
+def tokenizer_file(folder: pathlib.Path) -> pathlib.Path:
+    """The tokenizer of a model's folder: its SentencePiece file, which is the original, before its JSON.
+
+    Raises TokenizerError: it holds neither.
+    """
+    found = [folder / name for name in (SENTENCEPIECE, JSON) if (folder / name).is_file()]
+    if not found:
+        raise TokenizerError(f"{folder} holds no {SENTENCEPIECE} and no {JSON}: put the one of this model there")
+    return found[0]
 
 
 class Tokenizer:
-    """A trained SentencePiece model.
+    """A trained tokenizer of either kind.
 
-    Text never turns into control ids: "</s>" in a text is five characters, not the end of the sequence.
-    As LLaMA does, `encode` puts a space before the text, so that the first word is encoded as any other.
+    Text never turns into control ids: "</s>" in a text is four characters, not the end of the sequence.
+    As LLaMA does, a SentencePiece tokenizer puts a space before the text that `encode` is given, so that the
+    first word is encoded as any other. A `tokenizer.json` says itself whether there is one.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises TokenizerError: no such file, no SentencePiece model, or one without BOS and EOS."""
+        """Raises TokenizerError: no such file, no tokenizer, or one without BOS and EOS."""
         file = pathlib.Path(path)
         if not file.is_file():
-            raise TokenizerError(f"there is no tokenizer file {file}: give the path of a tokenizer.model")
-        self.model_bytes = file.read_bytes()
-        self._processor = _load(self.model_bytes, name=str(file))
-        self.bos_id = int(self._processor.bos_id())
-        self.eos_id = int(self._processor.eos_id())
-        if self.bos_id < 0 or self.eos_id < 0:
-            raise TokenizerError(f"{file} has no BOS or no EOS token (LLaMA tokenizers have both): use another")
+            raise TokenizerError(f"there is no tokenizer file {file}: give the path of a {SENTENCEPIECE} or {JSON}")
+        if file.suffix == ".json":
+            files = {JSON: file.read_bytes()}
+            config = file.with_name(JSON_CONFIG)
+            if config.is_file():
+                files[JSON_CONFIG] = config.read_bytes()
+        else:
+            files = {SENTENCEPIECE: file.read_bytes()}
+        self._engine = _engine(files, name=str(file))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_files, (dict(self._engine.files),)
 
     @property
-    def vocab_size(self) -> int:
-        return int(self._processor.vocab_size())
+    def files(self) -> Mapping[str, bytes]:
+        """All that it is made from, by file name: written into a folder, they give the same tokenizer."""
+        return self._engine.files
+
+    @property
+    def bos_id(self) -> int:
+        return self._engine.bos_id
+
+    @property
+    def eos_id(self) -> int:
+        return self._engine.eos_id
 
     @property
     def pad_id(self) -> int:
         """What fills arrays. It trains nothing: loss weights, not ids, say what is trained."""
-        pad = int(self._processor.pad_id())
-        return pad if pad >= 0 else self.eos_id
+        return self._engine.pad_id
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return self._engine.vocab_size
 
     @functools.cached_property
     def sha256(self) -> str:
-        return hashlib.sha256(self.model_bytes).hexdigest()
+        return hashlib.sha256(b"".join(self.files.values())).hexdigest()
+
+    def special_id(self, name: str) -> int | None:
+        """The id of a special token, such as <|eot_id|>, which no text turns into; None if there is none."""
+        return self._engine.special_id(name)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without BOS and EOS."""
-        return list(self._processor.encode(_unicode(text)))
+        """The ids of a text that follows a special token, such as BOS, which is not among them."""
+        return self._engine.encode(_unicode(text))
 
     def encode_continuation(self, text: str) -> list[int]:
-        """The ids of a text that goes on where another ended: as `encode`, without the space before it."""
-        return list(self._continuing.encode(_unicode(text)))
+        """The ids of a text that goes on where another ended: as `encode`, without a space before it."""
+        return self._engine.encode_continuation(_unicode(text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; control ids have none, bytes that are no UTF-8 become U+FFFD."""
-        return str(self._processor.decode([int(token) for token in ids]))
+        return self._engine.decode([int(token) for token in ids])
 
     def piece(self, token: int) -> str:
         """The piece that an id stands for, for showing to people."""
-        return str(self._processor.id_to_piece(token))
+        return self._engine.piece(token)
 
-    @functools.cached_property
-    def _continuing(self) -> sentencepiece.SentencePieceProcessor:
-        return _load(self.model_bytes + _WITHOUT_LEADING_SPACE, name="tokenizer without a leading space")
+
+def _engine(files: Mapping[str, bytes], *, name: str) -> Engine:
+    return JsonEngine(files, name=name) if JSON in files else SentencePieceEngine(files, name=name)
+
+
+def _from_files(files: Mapping[str, bytes]) -> Tokenizer:
+    """Unpickles: the libraries' own pickles forget settings, and "<|eot_id|>" in a text would end a turn."""
+    tokenizer = Tokenizer.__new__(Tokenizer)
+    tokenizer._engine = _engine(files, name=next(iter(files)))
+    return tokenizer
 
 
 def train_tokenizer(
@@ -126,7 +170,7 @@ def train_tokenizer(
             f"{str(error).rpartition('] ')[2].partition(' or decrease')[0]}"
         ) from error
     out = pathlib.Path(out_path)
-    model_bytes = model.getvalue() + _WITH_LEADING_SPACE
+    model_bytes = model.getvalue() + WITH_LEADING_SPACE
     if out.is_file() and out.read_bytes() != model_bytes:
         raise TokenizerError(
             f"{out} holds another tokenizer, and runs that point to it would not go on with this one: choose another "
@@ -157,14 +201,3 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 def _unicode(text: str) -> str:
     """The text itself; lone surrogates, which have no UTF-8 form, become U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _load(model: bytes, *, name: str) -> sentencepiece.SentencePieceProcessor:
-    try:
-        processor = sentencepiece.SentencePieceProcessor()
-        loaded = bool(model) and processor.LoadFromSerializedProto(model)
-    except RuntimeError:
-        loaded = False
-    if not loaded:
-        raise TokenizerError(f"{name} is not a SentencePiece model: give the path of a tokenizer.model")
-    return processor

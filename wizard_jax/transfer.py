@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from configs.errors import UserError
 from configs.folder import load_config, open_stage, read_complete, read_identity
 from configs.loader import dump
 from data_gen.config import EvolveConfig
-from wizard_jax.chat import get_format
+from wizard_jax.chat import check_tokenizer, get_format
 from wizard_jax.convert import importing
 from wizard_jax.convert.export import Dtype, export_hf
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import count_params
 from wizard_jax.runs import ImportConfig, OpenedModel, check_fits, open_model
-from wizard_jax.tokenizer import Tokenizer
+from wizard_jax.tokenizer import Tokenizer, tokenizer_file
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.train import CHECKPOINTS, TOKENIZER
+from wizard_jax.train.train import CHECKPOINTS
 
 
 def import_model(source: Path, out: Path, *, chat_format: str = "") -> ModelConfig:
@@ -29,17 +28,19 @@ def import_model(source: Path, out: Path, *, chat_format: str = "") -> ModelConf
         model, or tensors that do not fit the config (all listed).
     """
     model = importing.read_model_config(source)
-    if not (source / TOKENIZER).exists():
-        raise UserError(f"{source} holds no {TOKENIZER}: put the SentencePiece file of this model there")
-    check_fits(Tokenizer(source / TOKENIZER), model, folder=source)
-    chat_format = get_format(chat_format).name if chat_format else importing.read_chat_format(source)
+    tokenizer = Tokenizer(tokenizer_file(source))
+    check_fits(tokenizer, model, folder=source)
+    chat_format = chat_format or importing.read_chat_format(source)
+    if chat_format:
+        check_tokenizer(get_format(chat_format), tokenizer)
     config = ImportConfig(source=str(source), model=model, chat_format=chat_format)
     with open_stage(out, config, stage="import") as folder:
         if not folder.is_complete:
             params = importing.load_hf_params(source, model)
             with CheckpointStore(out / CHECKPOINTS) as store:
                 store.save(0, {PARAMS: params})
-            shutil.copyfile(source / TOKENIZER, out / TOKENIZER)
+            for name, content in tokenizer.files.items():
+                (out / name).write_bytes(content)
             folder.complete({"parameters": count_params(model)})
     return model
 
@@ -59,7 +60,7 @@ def export_model(
     card = model_card(model, dtype=dtype, chat_format=chat_format)
     if (out / "README.md").exists() and (out / "README.md").read_text(encoding="utf-8") == card:
         return
-    export_hf(model.params, model.config, run / TOKENIZER, out, chat_format=chat_format, card=card, dtype=dtype)
+    export_hf(model.params, model.config, tokenizer_file(run), out, chat_format=chat_format, card=card, dtype=dtype)
 
 
 def model_card(model: OpenedModel, *, dtype: str, chat_format: str) -> str:

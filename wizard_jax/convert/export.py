@@ -13,13 +13,13 @@ from typing import Any, BinaryIO, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from wizard_jax.chat import get_format
+from wizard_jax.chat import ChatFormat, end_id, get_format
 from wizard_jax.convert import llama
 from wizard_jax.convert.importing import INDEX, SINGLE
 from wizard_jax.convert.llama import Array, ConversionError, Place
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
-from wizard_jax.tokenizer import Tokenizer
+from wizard_jax.tokenizer import JSON, SENTENCEPIECE, Tokenizer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Shard = list[tuple[str, Place]]
@@ -42,7 +42,8 @@ def export_hf(
     """Write a Hugging Face folder, one tensor in memory at a time; `card` is the text of its README.md.
 
     The folder appears under its name when it is complete, and not before. Raises ConversionError: it is there
-    already, the tokenizer does not fit, or a value is not finite in `dtype`.
+    already, the tokenizer does not fit, or a value is not finite in `dtype`. Raises ChatError: the tokenizer lacks what
+    the chat format needs.
     """
     target = pathlib.Path(out)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -53,16 +54,18 @@ def export_hf(
             f"{tokenizer_path}: has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: "
             "give the tokenizer that it was trained with"
         )
-    template = get_format(chat_format).template
+    chat = get_format(chat_format)
+    end = end_id(chat, tokenizer)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _write_weights(params, partial, config=config, dtype=dtype, max_shard_bytes=max_shard_bytes)
-    _write_json(partial / "config.json", _model_config(config, tokenizer=tokenizer, dtype=dtype))
-    _write_json(partial / "generation_config.json", _generation_config(tokenizer))
-    _write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer, template=template))
-    _write_json(partial / "special_tokens_map.json", _special_tokens(tokenizer))
-    _write(partial / "tokenizer.model", tokenizer.model_bytes)
+    for name, content in tokenizer.files.items():
+        _write(partial / name, content)
+    _write_json(partial / "config.json", _model_config(config, tokenizer=tokenizer, end=end, dtype=dtype))
+    _write_json(partial / "generation_config.json", _generation_config(tokenizer, end=end))
+    _write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer, chat_format=chat, end=end))
+    _write_json(partial / "special_tokens_map.json", _special_tokens(tokenizer, end=end))
     _write(partial / "README.md", card.encode())
     partial.replace(target)
     return target
@@ -136,7 +139,7 @@ def _stored(shard: Shard, *, params: decoder.Params, dtype: Dtype) -> Iterator[t
             yield name, place.to_stored(array.astype(dtype))
 
 
-def _model_config(config: ModelConfig, *, tokenizer: Tokenizer, dtype: Dtype) -> dict[str, Any]:
+def _model_config(config: ModelConfig, *, tokenizer: Tokenizer, end: int, dtype: Dtype) -> dict[str, Any]:
     """Transformers 4 reads `rope_theta` and `torch_dtype`, 5 reads `rope_parameters` and `dtype`."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -164,43 +167,50 @@ def _model_config(config: ModelConfig, *, tokenizer: Tokenizer, dtype: Dtype) ->
         "dtype": dtype,
         "torch_dtype": dtype,
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "eos_token_id": end,
         "pad_token_id": tokenizer.pad_id,
     }
 
 
-def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
+def _generation_config(tokenizer: Tokenizer, *, end: int) -> dict[str, Any]:
+    """Generation stops at what ends an answer, and at EOS where that is another token."""
     return {
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "eos_token_id": end if end == tokenizer.eos_id else [end, tokenizer.eos_id],
         "pad_token_id": tokenizer.pad_id,
         "do_sample": False,
     }
 
 
-def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer, *, template: str) -> dict[str, Any]:
+def _tokenizer_config(
+    config: ModelConfig, tokenizer: Tokenizer, *, chat_format: ChatFormat, end: int
+) -> dict[str, Any]:
     """`legacy` puts a space before the text after a special token, as `Tokenizer.encode` does."""
+    kinds: dict[str, dict[str, Any]] = {
+        SENTENCEPIECE: {
+            "tokenizer_class": "LlamaTokenizer",
+            "legacy": True,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "sp_model_kwargs": {},
+        },
+        JSON: {"tokenizer_class": "PreTrainedTokenizerFast"},
+    }
     return {
-        "tokenizer_class": "LlamaTokenizer",
-        "legacy": True,
-        "add_bos_token": True,
-        "add_eos_token": False,
-        **_special_tokens(tokenizer),
+        **next(kinds[name] for name in tokenizer.files if name in kinds),
+        **_special_tokens(tokenizer, end=end),
         "model_max_length": config.max_positions,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
-        "sp_model_kwargs": {},
-        "chat_template": template,
+        "chat_template": chat_format.template,
     }
 
 
-def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    return {
-        "bos_token": tokenizer.piece(tokenizer.bos_id),
-        "eos_token": tokenizer.piece(tokenizer.eos_id),
-        "pad_token": tokenizer.piece(tokenizer.pad_id),
-        "unk_token": "<unk>",
-    }
+def _special_tokens(tokenizer: Tokenizer, *, end: int) -> dict[str, str]:
+    """What ends an answer is called EOS, as in Llama 3 Instruct, so that every program stops there."""
+    tokens = {"bos_token": tokenizer.bos_id, "eos_token": end, "pad_token": tokenizer.pad_id}
+    named = {key: tokenizer.piece(token) for key, token in tokens.items()}
+    return {**named, "unk_token": "<unk>"} if SENTENCEPIECE in tokenizer.files else named
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:

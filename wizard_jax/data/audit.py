@@ -90,7 +90,7 @@ class Audit:
     zero_loss_rows: int
     """Rows in which nothing is trained."""
     eos_trained: int
-    """EOS tokens of all candidates that are trained."""
+    """Tokens that end an answer, of all candidates, that are trained."""
     eos_untrained: int
     groups: tuple[Group, ...]
     members: tuple[MemberUse, ...]

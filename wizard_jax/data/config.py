@@ -99,7 +99,7 @@ class DataConfig:
     """Conversations, how they are written out, and how they are packed."""
 
     dataset: str = setting(doc="folder that `wizard evolve` has filled, or a data set of its format")
-    chat_format: str = setting(doc="vicuna, alpaca or wizardlm_7b")
+    chat_format: str = setting(doc="vicuna, wizardlm, wizardlm_7b, alpaca, llama2_chat or llama3")
     seq_len: int = setting(doc="L: tokens in a packed row")
     selection: Selection = setting(Selection(), doc="which of its records are trained on")
     mixture: Mixture | None = setting(None, doc="@Mixture: other data sets beside this one")

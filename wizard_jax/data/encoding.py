@@ -91,7 +91,7 @@ class Facts:
     """(source, round), in the order in which they came."""
     eos_trained: int
     eos_untrained: int
-    """EOS tokens in all that was encoded, by whether they are trained."""
+    """Tokens that end an answer, in all that was encoded, by whether they are trained (Llama 3's end any turn)."""
     words_sha256: str
 
 
@@ -136,6 +136,7 @@ class Encoder:
 
     def _encode(self, chunk: Chunk, *, words: pathlib.Path, columns: pathlib.Path) -> None:
         chat_format = chat.get_format(self.chat_format)
+        end = chat.end_id(chat_format, self.tokenizer)
         rounds, operations, selected = set(), set(), 0
         groups: dict[tuple[str, int], int] = {}
         eos = [0, 0]
@@ -161,10 +162,10 @@ class Encoder:
                 stream.write(data)
                 digest.update(data)
                 group = groups.setdefault((record.source, record.round), len(groups))
-                marks = find_marks(tokens, trained=trained, bos=self.tokenizer.bos_id, eos=self.tokenizer.eos_id)
+                marks = find_marks(tokens, trained=trained, bos=self.tokenizer.bos_id, eos=end)
                 found.append((len(tokens), int(trained[: self.seq_len].sum()), group, marks))
                 ids.append(record.id)
-                ends = trained[tokens == self.tokenizer.eos_id]
+                ends = trained[tokens == end]
                 eos[0] += int(ends.sum())
                 eos[1] += int((~ends).sum())
         facts = Facts(

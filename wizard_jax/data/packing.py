@@ -111,6 +111,7 @@ def pack(
       LossError: too much lost. What was found is in `<key>.audit.json` beside the packed folders.
       ShardError: a data set is missing or damaged.
     """
+    chat.check_tokenizer(chat.get_format(config.chat_format), tokenizer)
     if config.seq_len < 2:
         raise DataError(f"data.seq_len is {config.seq_len}: a row needs at least 2 tokens")
     manifests = tuple(shards.read_manifest(pathlib.Path(member.dataset)) for member in config.members)

@@ -17,7 +17,7 @@ from configs.errors import UserError
 from configs.folder import COMPLETE, open_stage, read_complete, write_atomically
 from configs.interrupt import StopFlag, stop_flag
 from data_gen.records import Turn
-from wizard_jax.chat import encode_prompt, get_format
+from wizard_jax.chat import check_tokenizer, encode_prompt, end_id, get_format
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.statistics import wilson
 from wizard_jax.evaluate.tasks import simulated_world
@@ -43,6 +43,7 @@ def evaluate(config: EvalConfig, out: Path, *, progress: Progress) -> dict[str, 
     model = open_model(Path(config.model), step=config.step)
     if not model.chat_format:
         raise UserError(f"{model.path} names no chat format: import it with wizard import --chat-format NAME")
+    check_tokenizer(get_format(model.chat_format), model.tokenizer)
     seen = simulated_world.read_seen(config.task.held_out_from)
     _check_held_out(model, seen)
     samples, thrown_away = simulated_world.samples(config.task, seen)
@@ -104,7 +105,7 @@ def _answer_all(
                 prompts,
                 config=model.config,
                 sampling=sampler.Sampling(max_new_tokens=config.max_new_tokens),
-                eos_id=model.tokenizer.eos_id,
+                eos_id=end_id(chat_format, model.tokenizer),
                 pad_id=model.tokenizer.pad_id,
                 batch_size=config.batch_size,
             )

@@ -50,7 +50,7 @@ class TrainConfig:
 
     model: ModelConfig = setting(doc="the network")
     init: RandomInit | FromCheckpoint = setting(doc="where the weights come from")
-    tokenizer: str = setting(doc="path of tokenizer.model")
+    tokenizer: str = setting(doc="path of a tokenizer.model (SentencePiece) or a tokenizer.json")
     data: DataConfig = setting(doc="what is trained on")
     batch: RowsPerStep | ConversationsPerStep | TrainedTokensPerStep = setting(doc="how much of it a step sees")
     gradient_accumulation: int = setting(

@@ -1,7 +1,7 @@
 """A training run from top to bottom: a config and a folder in, a folder with trained weights out.
 
 config.gin  identity.json  complete.json   as every stage
-input.json, tokenizer.model                what it trains on and starts from, pinned at the first start
+input.json, tokenizer.*                    what it trains on and starts from, pinned at the first start
 starts.jsonl, environment.json, source.diff   what it takes to repeat it
 audit.json                                 what was packed and what was lost on the way
 metrics.jsonl, tensorboard/                every step
@@ -31,7 +31,7 @@ from configs.folder import IDENTITY, open_stage, read_complete, read_identity, w
 from configs.interrupt import stop_flag
 from configs.loader import entries
 from data_gen.shards import dataset_folder, read_manifest
-from wizard_jax.chat import get_format
+from wizard_jax.chat import check_tokenizer, get_format
 from wizard_jax.data.packing import AUDIT, PackedFolder, pack
 from wizard_jax.data.pipeline import ahead, batches
 from wizard_jax.data.steps import StepRows, step_rows
@@ -53,7 +53,6 @@ from wizard_jax.train.trackers import check_trackers, open_trackers
 from wizard_jax.train.utilisation import utilisation_of
 
 CHECKPOINTS = "checkpoints"
-TOKENIZER = "tokenizer.model"
 INPUT = "input.json"
 BATCHES_AHEAD = 2
 """On the devices, beside the one that a step works on."""
@@ -186,7 +185,7 @@ def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
         )
     for member in config.data.members:
         dataset_folder(Path(member.dataset))
-    get_format(config.data.chat_format)
+    check_tokenizer(get_format(config.data.chat_format), tokenizer)
     if isinstance(config.init, FromCheckpoint):
         if not _weights_of(config.init).steps():
             raise TrainError(
@@ -227,7 +226,8 @@ def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows
                 "data set, or choose another --out"
             )
         return
-    (folder / TOKENIZER).write_bytes(tokenizer.model_bytes)
+    for name, content in tokenizer.files.items():
+        (folder / name).write_bytes(content)
     write_atomically(file, json.dumps(now, indent=1) + "\n")
 
 
