@@ -45,7 +45,7 @@ def profiled(
         yield step
         return
     first, count = profile_steps
-    if done >= first:
+    if done >= first and not folder.exists():
         _log.warning("step %d, with which the profile begins, is done: nothing is traced", first)
     tracing = _Tracing(step, first=first, last=first + count - 1, folder=folder, done=done)
     try:

@@ -1,4 +1,5 @@
-"""The held-out loss is exact for all, each source and each round, and the same however the run was interrupted."""
+"""A run shows its held-out loss, exact and the same however it was interrupted, its utilisation, a profile, and how to
+repeat it, and `docs/watching.md` says what each figure is."""
 
 from __future__ import annotations
 
@@ -16,17 +17,23 @@ from tiny_run import STEPS, quiet, tiny_config, write_material
 
 from configs.errors import UserError
 from configs.folder import read_complete
+from configs.loader import paths
 from wizard_jax.data.config import DataConfig
 from wizard_jax.data.packing import Group, PackedFolder, pack
 from wizard_jax.data.pipeline import to_batch
 from wizard_jax.model.decoder import abstract_params
+from wizard_jax.model.flops import token_flops
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.config import HeldOut, TrainConfig
 from wizard_jax.train.held_out import summed
 from wizard_jax.train.metrics import read_held_out, read_metrics
 from wizard_jax.train.step import batch_loss
+from wizard_jax.train.trackers import flat
 from wizard_jax.train.train import train
+from wizard_jax.train.utilisation import Utilisation
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +45,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def config(material: pathlib.Path) -> TrainConfig:
-    return tiny_config(material, held_out=HeldOut(every=4))
+    return tiny_config(material, held_out=HeldOut(every=4), peak_flops=1e9, profile_steps=(2, 1))
 
 
 @pytest.fixture(scope="module")
@@ -155,13 +162,6 @@ def test_started_again_from_the_beginning_the_first_measurement_is_there_once(
     assert untimed(out) == untimed(whole)
 
 
-def test_the_untrained_weights_alone_are_measured_once(config: TrainConfig, tmp_path: pathlib.Path) -> None:
-    summary = train(dataclasses.replace(config, steps=0), tmp_path / "run", progress=quiet)
-    (line,) = read_held_out(tmp_path / "run")
-    assert line["step"] == 0
-    assert summary["held_out_last"]["loss"] == line["held_out"]["loss"] == pytest.approx(np.log(320), rel=0.02)
-
-
 def test_progress_shows_it_from_the_start(config: TrainConfig, tmp_path: pathlib.Path) -> None:
     seen: list[tuple[int, Any]] = []
     train(config, tmp_path / "run", progress=lambda done, _, facts: seen.append((done, facts.get("held-out loss"))))
@@ -176,3 +176,41 @@ def test_measuring_what_is_not_held_out_is_refused(config: TrainConfig) -> None:
         dataclasses.replace(config, data=data)
     with pytest.raises(UserError, match=r"held_out\.every is 0"):
         HeldOut(every=0)
+
+
+def test_its_utilisation_is_by_the_formula_that_it_states_with_its_figures(
+    whole: pathlib.Path, config: TrainConfig
+) -> None:
+    lines = [line["timing"] for line in read_metrics(whole)]
+    each = token_flops(config.model, seq_len=128).total
+    for timing in lines:
+        assert timing["model_flops_utilisation"] == pytest.approx(each * timing["tokens_per_second"] / (8 * 1e9))
+    assert read_complete(whole)["model_flops_utilisation"] == np.median([t["model_flops_utilisation"] for t in lines])
+    environment = json.loads((whole / "environment.json").read_text())
+    told = environment["model_flops_utilisation"]
+    assert Utilisation(**told).of(1.0) == each / 8e9
+
+
+def test_it_has_the_profile_that_was_asked_for_and_says_what_it_was_made_of(whole: pathlib.Path) -> None:
+    assert len(list((whole / "profile").rglob("*.xplane.pb"))) == 1
+    environment = json.loads((whole / "environment.json").read_text())
+    assert environment["input"].keys() == {"data_sha256", "tokenizer_sha256", "packed_sha256", "held_out_sha256"}
+    assert all(environment["input"].values())
+    assert environment["source"].keys() & {"revision", "version"}
+
+
+def test_the_page_says_what_every_figure_is(whole: pathlib.Path) -> None:
+    page = (ROOT / "docs" / "watching.md").read_text()
+    shown = {name.replace("/", ".") for line in read_metrics(whole) for name in flat(line)}
+    assert not [name for name in shown if f"`{name}`" not in page]
+
+
+def test_the_settings_that_the_page_names_are_settings() -> None:
+    page = (ROOT / "docs" / "watching.md").read_text().replace("\\\n", " ")
+    commands = [line.split() for line in page.splitlines() if line.startswith("    wizard train FILE")]
+    assert len(commands) == 4
+    known = {info.path for info in paths(TrainConfig)}
+    for words in commands:
+        settings = {word.partition("=")[0] for word in words if "=" in word}
+        assert settings
+        assert settings <= known
