@@ -57,10 +57,17 @@ def test_a_run_that_stops_in_the_middle_leaves_what_it_has(tmp_path: pathlib.Pat
     assert traced(tmp_path) == [(1, "train")]
 
 
-def test_steps_that_are_done_already_are_said_to_be(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
-    run(tmp_path, (3, 2), done=3, last=6)
+def test_steps_that_are_done_and_were_not_traced_are_said_to_be(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path / "profile", (3, 2), done=3, last=6)
     assert "step 3, with which the profile begins, is done" in caplog.text
     assert not list(tmp_path.iterdir())
+
+    run(tmp_path / "traced", (3, 2), done=2, last=6)
+    caplog.clear()
+    run(tmp_path / "traced", (3, 2), done=4, last=6)
+    assert not caplog.records
 
 
 def test_without_a_request_the_step_is_what_it_was(tmp_path: pathlib.Path) -> None:
