@@ -217,6 +217,8 @@ def size_in_bytes(tree: Any) -> float:
     """As a device packs it: JAX counts a whole byte for 4 bits."""
 
     def bits(dtype: Any) -> int:
+        if dtype == jnp.bool_:
+            return 8
         return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).bits
 
     return sum(math.prod(leaf.shape) * bits(leaf.dtype) / 8 for leaf in jax.tree.leaves(tree))

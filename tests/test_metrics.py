@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -97,7 +98,7 @@ def events(file: pathlib.Path) -> list[Event]:
     return found
 
 
-def metrics(loss: float) -> StepMetrics:
+def metrics(loss: float, *, skipped: bool = False, stopped: bool = False, bound: float = math.inf) -> StepMetrics:
     one = jnp.float32(1.0)
     return StepMetrics(
         loss_sum=jnp.float32(3 * loss),
@@ -108,6 +109,9 @@ def metrics(loss: float) -> StepMetrics:
         learning_rate=one,
         tokens=jnp.int32(7),
         halt=jnp.int32(0),
+        loss_bound=jnp.float32(bound),
+        skipped=jnp.bool_(skipped),
+        stopped=jnp.bool_(stopped),
     )
 
 
@@ -122,7 +126,9 @@ def test_recorder_leaves_the_newest_steps_for_later_and_loses_none(tmp_path: pat
         recorder.record(lag=0)
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [5, 6, 7]
-    assert lines[0].keys() == {"step", "loss", "grad_norm", "learning_rate", "trained_tokens", "tokens", "timing"}
+    assert lines[0].keys() == {
+        *("step", "loss", "grad_norm", "learning_rate", "trained_tokens", "tokens", "skipped", "timing")
+    }
     assert (lines[0]["trained_tokens"], lines[0]["tokens"]) == (3, 7)
     timing = lines[0]["timing"]
     assert timing["tokens_per_second"] == pytest.approx(7 / timing["seconds"])
@@ -209,11 +215,24 @@ def test_memory_is_that_of_the_fullest_device_and_absent_where_the_platform_tell
     assert read_metrics(tmp_path)[0]["memory"] == {"in_use": 30, "peak": 90, "limit": 100}
 
 
-@pytest.mark.parametrize("loss", [np.nan, np.inf])
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path: pathlib.Path, loss: float) -> None:
+@pytest.mark.parametrize("loss", [np.nan, np.inf, 9.5])
+def test_a_step_that_the_guard_stops_at_ends_the_run_and_is_named(tmp_path: pathlib.Path, loss: float) -> None:
     with Recorder(tmp_path, step=0, total=9, progress=lambda *_: None) as recorder:
         recorder.add(1, metrics(2.0))
-        recorder.add(2, metrics(loss))
-        with pytest.raises(UserError, match=r"loss of step 2 .*peak_lr"):
+        recorder.add(2, metrics(loss, skipped=True, stopped=True, bound=3.5))
+        bound = "" if math.isnan(loss) else "losses up to 3.5"
+        with pytest.raises(UserError, match=rf"loss of step 2 is {loss}.*{bound}.*guard=@Skip.*peak_lr"):
             recorder.record(lag=0)
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+
+
+def test_a_batch_that_is_left_out_is_logged_and_warned_of_and_its_line_is_plain_json(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Recorder(tmp_path, step=0, total=9, progress=lambda *_: None) as recorder:
+        recorder.add(1, metrics(math.nan, skipped=True))
+        recorder.add(2, metrics(2.0))
+        recorder.record(lag=0)
+    assert "loss of step 1 is nan" in caplog.text
+    assert [(line["loss"], line["skipped"]) for line in read_metrics(tmp_path)] == [(None, 1), (2.0, 0)]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()

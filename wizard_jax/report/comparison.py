@@ -57,7 +57,7 @@ def read_arm(folder: Path) -> Arm:
     run = Path(config.model)
     if not (run / "metrics.jsonl").exists() or not (run / COMPLETE).exists():
         return Arm(folder, label, results, None, ())
-    rows = read_metrics(run)
+    rows = [row for row in read_metrics(run) if row["loss"] is not None]
     return Arm(folder, label, results, read_complete(run, stage="train"), [(r["step"], r["loss"]) for r in rows])
 
 

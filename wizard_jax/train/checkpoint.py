@@ -1,6 +1,6 @@
 """Checkpoints of a run: saved in the background, verified before they are trusted.
 
-checkpoints/200/        one Orbax folder of named trees: params, opt_state (an imported one: params alone)
+checkpoints/200/        one Orbax folder of named trees: params, opt_state, guard (an imported one: params alone)
 checkpoints/200.json    every file of it and its size, written once Orbax has committed the folder
 """
 
@@ -181,7 +181,10 @@ class CheckpointStore:
         saved = ocp.checkpointables_metadata(path).metadata
         for name in abstract:
             if name not in saved:
-                raise CheckpointError(f"{path} holds no {name}, only {', '.join(sorted(saved))}")
+                raise CheckpointError(
+                    f"{path} holds no {name}, only {', '.join(sorted(saved))}: it is not of a run, or of one by an "
+                    "earlier version; start from its weights with init=@FromCheckpoint in another --out"
+                )
             if saved[name] is None:  # Orbax logs the reason and goes on
                 raise OSError(f"the metadata of {name} is damaged")
         if PARAMS in abstract:

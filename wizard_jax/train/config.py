@@ -11,7 +11,8 @@ from launch.slices import find_slice
 from wizard_jax.data.config import ConversationsPerStep, DataConfig, RowsPerStep, TrainedTokensPerStep
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import MeshConfig
-from wizard_jax.train.optimizer import AdamW
+from wizard_jax.train.guard import Skip, Stop
+from wizard_jax.train.optimizer import Adafactor, AdamW, Lion
 from wizard_jax.train.trackers import Trackers
 
 
@@ -56,13 +57,16 @@ class TrainConfig:
     gradient_accumulation: int = setting(
         1, operational=True, doc="microbatches a step is split into, to save memory; the step is the same"
     )
-    optimizer: AdamW = setting(doc="how gradients change weights")
+    optimizer: AdamW | Adafactor | Lion = setting(doc="how gradients change weights")
     z_loss: float = setting(
         0.0, doc="times the squared log-normaliser of each prediction, added to its loss; PaLM: 1e-4"
     )
     steps: int | None = setting(None, doc="updates in the whole run; 0 saves the initial weights")
     epochs: float | None = setting(None, doc="instead of steps: how often every packed row is seen")
     seed: int = setting(0, doc="of the order of the data")
+    guard: Stop | Skip = setting(
+        Stop(), operational=True, doc="what to do about a loss that is no number or leaps; it may change at a restart"
+    )
     slice: str | None = setting(
         None,
         operational=True,
@@ -84,6 +88,9 @@ class TrainConfig:
         None,
         operational=True,
         doc="FLOP/s that one device can do, for model-FLOPs utilisation; None: as published, which is known for TPUs",
+    )
+    compilation_cache: str | None = setting(
+        None, operational=True, doc="folder of compiled steps, so that a second start need not compile; None keeps none"
     )
     pack_cache: str | None = setting(
         None, operational=True, doc="folder of packed data that runs share; None: `packed` beside the run folder"

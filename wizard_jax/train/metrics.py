@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 class DivergedError(UserError):
-    """The loss or its gradient is not a number any more."""
+    """The guard has stopped the run: a loss or a gradient is no number, or the loss has leapt."""
 
 
 class MetricsLog:
@@ -154,7 +154,7 @@ class Recorder:
         memory = device_memory()
         for pending, found in zip(ready, figures, strict=True):
             measured = _measured(found)
-            self._check(pending.step, measured)
+            self._check(pending.step, found)
             timing = {
                 "seconds": seconds,
                 "tokens_per_second": measured["tokens"] / seconds,
@@ -188,13 +188,21 @@ class Recorder:
         self._flush()
         self._tell(step, doing="compile the step" if self.is_first and step < self._total else None)
 
-    def _check(self, step: int, measured: Mapping[str, float]) -> None:
-        """Raises DivergedError, with what was before it in the log, for what is no number."""
-        if math.isfinite(measured["loss"] + measured["grad_norm"]):
+    def _check(self, step: int, found: StepMetrics) -> None:
+        """Say what the guard has refused; raises DivergedError, with what was before it in the log, where it stops."""
+        if not found.skipped:
+            return
+        loss, norm, bound = map(float, (found.loss, found.grad_norm, found.loss_bound))
+        figures = f"the loss of step {step} is {loss:g} and the norm of its gradient {norm:g}"
+        if loss > bound:
+            figures += f", and losses up to {bound:g} were to be expected"
+        if not found.stopped:
+            _log.warning("%s: its batch is left out", figures)
             return
         self._flush()
         raise DivergedError(
-            f"the loss of step {step} is {measured['loss']} and the norm of its gradient {measured['grad_norm']}: "
+            f"{figures}: it has changed no weight, and the checkpoints before it are kept. Start again with "
+            "guard=@Skip to leave such batches out, or with a higher guard.in_a_row or guard.spike.deviations; or "
             "lower optimizer.peak_lr or clip_norm, or warm up for longer, in another --out"
         )
 
@@ -223,24 +231,27 @@ class Recorder:
             self._log.flush()
 
 
-def _measured(found: StepMetrics) -> dict[str, float]:
+def _measured(found: StepMetrics) -> dict[str, Any]:
+    """None for what is not finite: JSON has no word for it, and no curve a place."""
     z_loss = float(found.z_loss)
-    return {
+    figures = {
         "loss": float(found.loss),
         **({"z_loss": z_loss} if z_loss else {}),
         "grad_norm": float(found.grad_norm),
         "learning_rate": float(found.learning_rate),
         "trained_tokens": float(found.weight),
         "tokens": int(found.tokens),
+        "skipped": int(found.skipped),
     }
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def _shown(
-    measured: Mapping[str, float], *, timing: Mapping[str, float], memory: Mapping[str, int], wait: float
+    measured: Mapping[str, Any], *, timing: Mapping[str, float], memory: Mapping[str, int], wait: float
 ) -> Facts:
     """Of a step, in the words of the live table; `wait` is the mean of the steps since the last ones shown."""
     facts: Facts = {
-        "loss": measured["loss"],
+        "loss": "not finite" if measured["loss"] is None else measured["loss"],
         "tokens/s": round(timing["tokens_per_second"]),
         "trained tokens/s": round(timing["trained_tokens_per_second"]),
         "data wait": f"{1000 * wait:,.0f} ms",

@@ -6,13 +6,14 @@ Shape legend: B rows of a step, L length, M microbatches.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from wizard_jax.model.attention import with_attention_for
 from wizard_jax.model.config import ModelConfig
@@ -26,9 +27,11 @@ from wizard_jax.model.lora import (
     trained_axes,
     with_adapter,
 )
-from wizard_jax.model.sharding import batch_sharding, constrain, replicated, shardings
+from wizard_jax.model.sharding import batch_sharding, constrain, partition_spec, replicated, shardings
+from wizard_jax.train.factored import moment_axes
+from wizard_jax.train.guard import GuardState, Skip, Stop, judge, start_guard
 from wizard_jax.train.loss import Loss, cross_entropy, token_losses
-from wizard_jax.train.optimizer import AdamW, learning_rate, make_optimizer
+from wizard_jax.train.optimizer import Optimizer, learning_rate, make_optimizer
 
 Columns = dict[str, jax.Array]
 
@@ -38,7 +41,7 @@ STOP_AFTER = 1
 
 
 class TrainState(NamedTuple):
-    """All that a step needs but its batch. `step` counts the updates done.
+    """All that a step needs but its batch. `step` counts the batches that were taken, and so says which is next.
 
     With an adapter, `params` and `opt_state` are the adapter's, and `frozen` is the model's: no step changes it, so
     its buffers are those of the state before.
@@ -47,11 +50,12 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: Any
     opt_state: Any
+    guard: GuardState
     frozen: Any = ()
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one update: float32, but `tokens` (all that are not padding) and `halt`, which are int32.
+    """Scalars of one step: float32, but `tokens` (all that are not padding) and `halt`, which are int32, and bools.
 
     `loss` is the cross-entropy; what is minimised is `loss + z_loss`.
     """
@@ -64,6 +68,12 @@ class StepMetrics(NamedTuple):
     learning_rate: jax.Array
     tokens: jax.Array
     halt: jax.Array
+    loss_bound: jax.Array
+    """the largest loss that the guard would have let pass; infinite where it looks for no spikes"""
+    skipped: jax.Array
+    """bool; the guard refused the batch, and the weights are as they were"""
+    stopped: jax.Array
+    """bool; and will take no other: the run must end"""
 
 
 class Steps(NamedTuple):
@@ -80,11 +90,12 @@ class Steps(NamedTuple):
 def make_steps(
     model: ModelConfig,
     *,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     total_steps: int,
     gradient_accumulation: int,
     mesh: Mesh,
     z_loss: float = 0.0,
+    guard: Stop | Skip = Stop(),  # noqa: B008  # frozen
     adapter: LoRA | None = None,
 ) -> Steps:
     """Everything of a run that depends on no data.
@@ -94,14 +105,15 @@ def make_steps(
     `train(state, batch)` donates the state. `batch` is as `abstract_batch` says: its rows are split over the mesh's
     `slice` and `fsdp`, which with the microbatches must divide B. The largest `halt` of all rows comes back in
     the metrics, so that all processes learn in the same step that one of them must stop; above STOP_AFTER, rows
-    are missing, and the state stays what it was.
+    are missing, and the state stays what it was. A batch that the `guard` refuses is counted in `step` and changes
+    no weight and no moment; once it has stopped, nothing changes any more.
     `evaluate(state, batch)` is weight x cross-entropy of every position, float32 [B, L], on every device; it
     needs no `halt`.
     """
     model = with_attention_for(mesh, config=model)
-    transform = make_optimizer(optimizer, total_steps=total_steps)
+    transform = make_optimizer(optimizer, axes=trained_axes(model, adapter=adapter))
     start = functools.partial(_start, model=model, adapter=adapter, transform=transform)
-    abstract = _abstract_state(model, adapter=adapter, transform=transform, start=start, mesh=mesh)
+    abstract = _abstract_state(model, adapter=adapter, start=start, mesh=mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def train(state: TrainState, batch: Columns) -> tuple[TrainState, StepMetrics]:
@@ -115,24 +127,32 @@ def make_steps(
             z_loss=z_loss,
             microbatches=gradient_accumulation,
         )
+        weight = jnp.where(loss.weight > 0, loss.weight, 1.0)  # a batch that trains on nothing has a gradient of 0
         with jax.named_scope("optimizer"):
-            gradients = jax.tree.map(lambda g: g / loss.weight, gradients)
+            gradients = jax.tree.map(lambda g: g / weight, gradients)
+            rate = learning_rate(state.step, config=optimizer, total_steps=total_steps)
             updates, opt_state = transform.update(gradients, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-        step, params, opt_state = _chosen(
-            halt <= STOP_AFTER, (state.step + 1, params, opt_state), (state.step, state.params, state.opt_state)
-        )
+            params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        mean_loss, grad_norm = (loss.total - loss.z) / weight, optax.tree.norm(gradients)
+        verdict, guarded = judge(state.guard, loss=mean_loss, grad_norm=grad_norm, config=guard)
+        whole = halt <= STOP_AFTER
+        params, opt_state = _chosen(whole & ~verdict.refused, (params, opt_state), (state.params, state.opt_state))
+        guarded = _chosen(whole, guarded, state.guard)
         metrics = StepMetrics(
             loss_sum=loss.total - loss.z,
             weight=loss.weight,
-            loss=(loss.total - loss.z) / loss.weight,
-            z_loss=loss.z / loss.weight,
-            grad_norm=optax.tree.norm(gradients),
-            learning_rate=learning_rate(state.step, config=optimizer, total_steps=total_steps),
+            loss=mean_loss,
+            z_loss=loss.z / weight,
+            grad_norm=grad_norm,
+            learning_rate=rate,
             tokens=(batch["segment_ids"] > 0).sum(dtype=jnp.int32),
             halt=halt,
+            loss_bound=verdict.bound,
+            skipped=whole & verdict.refused,
+            stopped=guarded.stopped,
         )
-        return TrainState(step, params, opt_state, state.frozen), metrics
+        step = state.step + (whole & ~guarded.stopped).astype(jnp.int32)
+        return TrainState(step, params, opt_state, guarded, state.frozen), metrics
 
     def evaluate(state: TrainState, batch: Columns) -> jax.Array:
         hidden_BxLxD, matrix_DxV = _hidden_and_unembedding(
@@ -195,7 +215,7 @@ def _start(
     source: Any, *, model: ModelConfig, adapter: LoRA | None, transform: optax.GradientTransformation
 ) -> TrainState:
     params, frozen = (source, ()) if adapter is None else (init_adapter(model, adapter=adapter), source)
-    return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), frozen)
+    return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), start_guard(), frozen)
 
 
 def _network(params: Any, *, frozen: Any, adapter: LoRA | None) -> Any:
@@ -204,33 +224,34 @@ def _network(params: Any, *, frozen: Any, adapter: LoRA | None) -> Any:
 
 
 def _abstract_state(
-    model: ModelConfig,
-    *,
-    adapter: LoRA | None,
-    transform: optax.GradientTransformation,
-    start: Callable[[Any], TrainState],
-    mesh: Mesh,
+    model: ModelConfig, *, adapter: LoRA | None, start: Callable[[Any], TrainState], mesh: Mesh
 ) -> TrainState:
     """The shapes of a state; moments lie where their parameter lies, the rest is everywhere."""
     state = jax.eval_shape(start, abstract_source(model, adapter=adapter))
-    params_placed = shardings(trained_axes(model, adapter=adapter), mesh, shapes=state.params)
+    params, axes = state.params, trained_axes(model, adapter=adapter)
     everywhere = replicated(mesh)
 
     def place(leaf: Any, sharding: Any) -> Any:
         return leaf.update(sharding=sharding)
 
-    opt_state = optax.tree_utils.tree_map_params(
-        transform,
-        place,
-        state.opt_state,
-        params_placed,
-        transform_non_params=lambda leaf: place(leaf, everywhere),
-    )
+    def place_moment(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        if not names:  # of no parameter, as a count
+            return place(leaf, everywhere)
+        of, of_axes = (functools.reduce(operator.getitem, names, tree) for tree in (params, axes))
+        leaf_axes = moment_axes(getattr(path[-1], "name", ""), leaf.shape, of=of.shape, axes=of_axes)
+        return place(leaf, NamedSharding(mesh, partition_spec(leaf_axes, mesh.shape, shape=leaf.shape)))
+
     frozen = state.frozen
     if adapter is not None:
         frozen = jax.tree.map(place, frozen, shardings(source_axes(model, adapter=adapter), mesh, shapes=frozen))
-    params = jax.tree.map(place, state.params, params_placed)
-    return TrainState(place(state.step, everywhere), params, opt_state, frozen)
+    return TrainState(
+        step=place(state.step, everywhere),
+        params=jax.tree.map(place, params, shardings(axes, mesh, shapes=params)),
+        opt_state=jax.tree_util.tree_map_with_path(place_moment, state.opt_state),
+        guard=jax.tree.map(lambda leaf: place(leaf, everywhere), state.guard),
+        frozen=frozen,
+    )
 
 
 def _gradients(

@@ -14,9 +14,11 @@ SPEEDS = ("tokens_per_second", "trained_tokens_per_second", UTILISATION)
 def run_figures(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Sums over the steps, with `seconds` and of those `compile_seconds`, and medians of what is a speed.
 
-    What is not known, such as a loss where there is no step, is None.
+    The losses and trained tokens are those of steps that the guard has not left out. What is not known, such as a
+    loss where there is no step, is None.
     """
     lines = read_metrics(folder)
+    taken = [line for line in lines if not line.get("skipped")]
     timings = [line[TIMING] for line in lines]
     compiling = sum(timing.get("compile_seconds", 0.0) for timing in timings)
     medians = {}
@@ -24,13 +26,14 @@ def run_figures(folder: str | os.PathLike[str]) -> dict[str, Any]:
         known = [timing[name] for timing in timings if name in timing]
         medians[name] = statistics.median(known) if known else None
     return {
-        "trained_tokens": sum(line["trained_tokens"] for line in lines),
+        "skipped_steps": len(lines) - len(taken),
+        "trained_tokens": sum(line["trained_tokens"] for line in taken),
         "tokens": sum(line["tokens"] for line in lines),
         "seconds": sum(timing["seconds"] for timing in timings) + compiling,
         "compile_seconds": compiling,
         **medians,
-        "first_loss": lines[0]["loss"] if lines else None,
-        "last_loss": lines[-1]["loss"] if lines else None,
+        "first_loss": taken[0]["loss"] if taken else None,
+        "last_loss": taken[-1]["loss"] if taken else None,
         **_held_out(folder),
     }
 

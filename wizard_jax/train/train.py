@@ -7,7 +7,7 @@ audit.json                                 what was packed and what was lost on 
 metrics.jsonl, tensorboard/                every step
 trackers.json                              what the run is called elsewhere, if it is watched there
 profile/                                   a trace of some steps, if asked for
-checkpoints/<step>/                        params and opt_state
+checkpoints/<step>/                        params, opt_state and guard
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ from wizard_jax.model.sharding import RULES, batch_sharding
 from wizard_jax.progress import Progress
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
+from wizard_jax.train.compilation import compilation_cache
 from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
 from wizard_jax.train.fit import fitting_mesh
 from wizard_jax.train.held_out import HeldOutRows
 from wizard_jax.train.metrics import Recorder, read_metrics
+from wizard_jax.train.optimizer import check_schedule
 from wizard_jax.train.profiling import FOLDER as PROFILE
 from wizard_jax.train.profiling import check_profile_steps, profiled
 from wizard_jax.train.provenance import record_start
@@ -92,6 +94,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
         rows = step_rows(config.batch, stats=packed.stats, multiple_of=microbatch_ways, epochs=config.epochs)
         total = rows.steps if config.steps is None else config.steps
         check_profile_steps(config.profile_steps, total=total)
+        check_schedule(config.optimizer, total_steps=total)
         held_out = None
         if config.held_out is not None:
             apart = pack(config.data, tokenizer, cache_dir=cache, part="held_out", progress=progress)
@@ -101,6 +104,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
 
         with (
             jax.set_mesh(mesh),
+            compilation_cache(config.compilation_cache),
             open_trackers(config.trackers, folder.path, settings=folder.made_by.settings) as trackers,
             _checkpoints(config, folder.path) as checkpoints,
             stop_flag() as stop,
@@ -113,6 +117,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
                 gradient_accumulation=config.gradient_accumulation,
                 mesh=mesh,
                 z_loss=config.z_loss,
+                guard=config.guard,
             )
             restored = _restore(checkpoints, steps=steps)
             if restored is None and read_metrics(folder.path):
@@ -255,7 +260,7 @@ def _weights_of(init: FromCheckpoint) -> CheckpointStore:
 
 def _trees(state: TrainState) -> dict[str, Any]:
     """What a checkpoint holds: its step is the name of its folder."""
-    return {"params": state.params, "opt_state": state.opt_state}
+    return {"params": state.params, "opt_state": state.opt_state, "guard": state.guard}
 
 
 def _restore(checkpoints: CheckpointStore, *, steps: Steps) -> TrainState | None:
@@ -266,7 +271,7 @@ def _restore(checkpoints: CheckpointStore, *, steps: Steps) -> TrainState | None
     for note in restored.notes:
         _log.warning(note)
     step = jax.device_put(jax.numpy.int32(restored.step), steps.abstract.step.sharding)
-    return TrainState(step, restored.trees["params"], restored.trees["opt_state"])
+    return TrainState(step, **restored.trees)
 
 
 def _start(config: TrainConfig, folder: Path, *, steps: Steps) -> TrainState:
