@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class ChatFormat:
         assert isinstance(end, Special), self.name
         return end
 
-    @property
+    @functools.cached_property  # asked for with every conversation
     def special_tokens(self) -> tuple[str, ...]:
         """Those that a tokenizer needs beside BOS and EOS."""
         lines = (self.first, self.first_with_system or (), self.later, self.ask, self.answer)
