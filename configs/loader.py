@@ -17,7 +17,7 @@ allow is an error, so a misspelling is never dropped.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -64,19 +64,21 @@ Files = Sequence[str | os.PathLike[str]]
 COMMAND_LINE = "command line"
 
 
-def load(root: type[T], files: Files, overrides: Sequence[str] = ()) -> T:
-    """The config that the files and the command line's `path=value` overrides make.
+def load(
+    root: type[T], files: Files, overrides: Sequence[str] = (), *, otherwise: Mapping[str, str] | None = None
+) -> T:
+    """What the files and the command line's `path=value` overrides make; `otherwise` is for what they leave open.
 
     A name that the working directory lacks is looked for beside the shipped `configs` folder, an
     included one beside its includer and then in that folder. Raises ConfigError with every mistake found.
     """
-    config: T = _assemble(root, files, overrides).config
+    config: T = _assemble(root, files, overrides, otherwise or {}).config
     return config
 
 
 def origins(root: type, files: Files, overrides: Sequence[str] = ()) -> dict[str, str]:
     """Where each setting of `load`'s result comes from: 'file:line', 'command line' or 'default'."""
-    return _assemble(root, files, overrides).origins
+    return _assemble(root, files, overrides, {}).origins
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,10 @@ class _Assembly:
     config: Any = None
 
 
-def _assemble(root: type, files: Files, overrides: Sequence[str]) -> _Assembly:
+def _assemble(root: type, files: Files, overrides: Sequence[str], otherwise: Mapping[str, str]) -> _Assembly:
     state = _Assembly(root)
-    layers = [*read_layers(files), None]
+    lowest = [Binding(path, text, "otherwise") for path, text in otherwise.items()]
+    layers = [Layer("otherwise", tuple(lowest)), *read_layers(files), None]
     for layer in layers:
         _apply(state, layer or _command_line(state, overrides))
     _check_macros(state)

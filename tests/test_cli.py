@@ -23,7 +23,7 @@ from wizard_jax.cli import _parse, _root, main
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 WIZARD = [sys.executable, "-c", "import sys; from wizard_jax.cli import main; sys.exit(main())"]
-VERBS = ("quickstart", "evolve", "tokenizer", "pack", "train", "import", "export", "eval", "report")
+VERBS = ("quickstart", "evolve", "tokenizer", "pack", "plan", "train", "import", "export", "eval", "report")
 VERBS += ("simulate-llm", "launch", "config", "doctor")
 LINE = "wizard: stopped as told; everything done so far is saved: run the same command to go on\n"
 

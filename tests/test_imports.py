@@ -33,6 +33,7 @@ LEVELS = (
     {"evaluate", "transfer"},
     {"report"},
     {"quickstart", "data_verbs"},
+    {"train_verbs"},
     {"cli"},
     {"__main__"},
 )

@@ -17,6 +17,7 @@ from typing import Any
 
 from wizard_jax.data_verbs import Verb, add_data_verbs
 from wizard_jax.progress import say
+from wizard_jax.train_verbs import add_train_verbs
 
 DESCRIPTION = "WizardLM on JAX: evolve instructions, train a LLaMA on them, export, evaluate, report."
 
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add_argument("--digits", choices=("split", "whole"), default="split", help="whole: numbers are words")
     tokenizer.add_argument("--out", type=_local, required=True, help="the file to write, such as tokenizer.model")
     add_stage("pack", _pack, "plan and write packed rows for a training config, ahead of wizard train")
+    add_train_verbs(add, local=_local)
     add_stage("train", _train, "fine-tune a model on a data set")
     imported = add("import", _import, "read a Hugging Face LLaMA folder (safetensors) into a folder to train from")
     imported.add_argument("source", type=Path)

@@ -27,7 +27,14 @@ PACKAGES = (
 )
 
 EXTRAS = MappingProxyType(
-    {"tpu": "libtpu", "cuda": "jax_cuda12_plugin", "beam": "apache_beam", "qlora": "qwix", "wandb": "wandb"}
+    {
+        "tpu": "libtpu",
+        "plan": "libtpu",
+        "cuda": "jax_cuda12_plugin",
+        "beam": "apache_beam",
+        "qlora": "qwix",
+        "wandb": "wandb",
+    }
 )
 """Extra -> the module that shows that it is installed. Those of devices are also names of JAX platforms."""
 

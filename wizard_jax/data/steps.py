@@ -54,12 +54,7 @@ def step_rows(sizing: Sizing, *, stats: PackStats, multiple_of: int = 1, epochs:
     """
     end = None if epochs is None else max(1, round(epochs * stats.rows))
     if isinstance(sizing, RowsPerStep):
-        if sizing.rows < 1 or sizing.rows % multiple_of:
-            near = max(1, round(sizing.rows / multiple_of)) * multiple_of
-            raise DataError(
-                f"{sizing.rows} rows a step are no positive multiple of {multiple_of} "
-                f"(devices along the batch x microbatches): use {near}"
-            )
+        check_rows(sizing.rows, multiple_of=multiple_of)
         return StepRows(Fraction(sizing.rows), sizing.rows, end)
     if isinstance(sizing, ConversationsPerStep):
         asked, there, what = sizing.conversations, stats.conversations, "conversations"
@@ -72,6 +67,16 @@ def step_rows(sizing: Sizing, *, stats: PackStats, multiple_of: int = 1, epochs:
             "so ask for at least that many"
         )
     return StepRows(per_step, math.ceil(per_step / multiple_of) * multiple_of, end)
+
+
+def check_rows(rows: int, *, multiple_of: int) -> None:
+    """Raises DataError unless a step of `rows` can be divided by `multiple_of` (as in `step_rows`)."""
+    if rows < 1 or rows % multiple_of:
+        near = max(1, round(rows / multiple_of)) * multiple_of
+        raise DataError(
+            f"{rows} rows a step are no positive multiple of {multiple_of} "
+            f"(devices along the batch x microbatches): use {near}"
+        )
 
 
 def row_indices(places: range, *, rows: int, seed: int) -> np.ndarray:

@@ -48,15 +48,34 @@ def matrix_params(model: ModelConfig) -> int:
     return model.n_layers * _layer_params(model) + model.d_model * model.vocab_size
 
 
+def token_flops(model: ModelConfig, *, seq_len: int) -> TokenFlops:
+    """What each token of a row of `seq_len` takes in a training step."""
+    attention = 4 * model.n_layers * model.n_heads * model.head_dim * (seq_len + 1) / 2
+    again = 2 * model.n_layers * _params_again(model) + attention * (model.remat in ("dots", "full", "offload"))
+    return TokenFlops(matrices=6 * matrix_params(model), attention=3 * attention, recomputed=again)
+
+
 def _layer_params(model: ModelConfig) -> int:
     attention = 2 * model.d_model * model.head_dim * (model.n_heads + model.n_kv_heads)
     return attention + 3 * model.d_model * model.d_ff
 
 
-def token_flops(model: ModelConfig, *, seq_len: int) -> TokenFlops:
-    """What each token of a row of `seq_len` takes in a training step."""
-    attention = 4 * model.n_layers * model.n_heads * model.head_dim * (seq_len + 1) / 2
-    # The product with `down` is the last of a layer: its result is no factor of any gradient.
-    layers = 2 * model.n_layers * (_layer_params(model) - model.d_model * model.d_ff)
-    again = {"none": 0.0, "dots": attention, "full": layers + attention}
-    return TokenFlops(matrices=6 * matrix_params(model), attention=3 * attention, recomputed=again[model.remat])
+def _params_again(model: ModelConfig) -> int:
+    """Parameters of a layer that its input is multiplied with a second time.
+
+    Never `down`: its product is the layer's last, and no factor of a gradient. A remat policy that keeps what
+    attention gave keeps what a kernel's backward pass needs, so that scores are not computed again; the reference,
+    which is no kernel, computes them again.
+    """
+    qkv = model.d_model * model.head_dim * (model.n_heads + 2 * model.n_kv_heads)
+    output = model.d_model * model.head_dim * model.n_heads
+    gate_and_up = 2 * model.d_model * model.d_ff
+    match model.remat:
+        case "none" | "dots":
+            return 0
+        case "except_mlp":
+            return gate_and_up
+        case "qkv":
+            return output + gate_and_up
+        case "attention" | "full" | "offload":
+            return qkv + output + gate_and_up

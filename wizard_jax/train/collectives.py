@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -75,19 +75,23 @@ def read_collectives(text: str, *, mesh: Mapping[str, int]) -> tuple[Collective,
             else:
                 hidden = _in_async_call(module, parents, computation)
             axes = (DATA_CENTRE,) if over_dcn else _axes(instruction.attributes, mesh)
-            row = (kind, axes, "DCN" if DATA_CENTRE in axes else "ICI", "overlapped" if hidden else "alone")
-            sums[row].append((times[computation], _bytes(kind, instruction)))
+            overlap: Overlap = "overlapped" if hidden else "alone"
+            sums[kind, axes, "DCN" if DATA_CENTRE in axes else "ICI", overlap].append(
+                (times[computation], _bytes(kind, instruction))
+            )
     return tuple(_sum(row, found) for row, found in sorted(sums.items()))
 
 
 def kernels(text: str) -> dict[str, int]:
     """How often each kernel of ours (Mosaic: a `tpu_custom_call`) stands in the program, by name."""
-    found: dict[str, int] = defaultdict(int)
-    for line in text.splitlines():
-        if 'custom_call_target="tpu_custom_call"' in line:
-            name = re.search(r'op_name="([^"]*)"', line)
-            found[name[1].rpartition("/")[2] if name else "unnamed"] += 1
-    return dict(sorted(found.items()))
+    module = parse_module(text)
+    names = [
+        re.sub(r"\.\d+$", "", instruction.name)
+        for instructions in module.computations.values()
+        for instruction in instructions
+        if instruction.attribute("custom_call_target") == "tpu_custom_call"
+    ]
+    return dict(sorted(Counter(names).items()))
 
 
 def _sum(row: tuple[str, tuple[str, ...], str, Overlap], found: Sequence[tuple[int | None, int]]) -> Collective:
@@ -215,8 +219,7 @@ def _first_group(attributes: str) -> list[int] | None:
         groups = [[int(one) for one in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])]
         return next((group for group in groups if len(set(group)) > 1), groups[0])
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
-        groups = _iota(found[2]).reshape(_integers(found[1]))
-        return [int(one) for one in groups[0]]
+        return [int(one) for one in _iota(found[2]).reshape(_integers(found[1]))[0]]
     if found := re.search(
         r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\(([^)]+\)?)\))?(?: \{([^}]*)\})?", attributes
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import abstract_params, logical_axes
 from wizard_jax.model.sharding import make_mesh, partition_spec
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.step import abstract_batch, make_steps
+from wizard_jax.train.step import Steps, abstract_batch, make_steps
 
 GIB = 2**30
 
@@ -26,13 +27,17 @@ class FitError(UserError):
     """A model, a mesh and devices that do not go together."""
 
 
+class TooLarge(FitError):
+    """A step that takes more memory than there is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LeastMemory:
     """Bytes on each device without which no compiler can do: what a step certainly holds at one time.
 
     `arguments` is exact: the state (parameters, moments) and the batch. `gradients` are those of all parameters, in
-    the compute dtype at least, because their norm is taken before the first of them is used. `kept` is the input of
-    every layer for the rows of one microbatch, which every remat policy that stays on the device keeps.
+    the compute dtype at least, because their norm is taken before the first of them is used. `kept` is what remat
+    keeps of every layer for the rows of one microbatch.
     """
 
     arguments: int
@@ -124,29 +129,59 @@ def left_whole(model: ModelConfig, mesh: Mesh) -> list[str]:
 def least_memory(config: TrainConfig, mesh: Mesh, *, rows: int | None = None) -> LeastMemory:
     """The least that a step of `rows` rows takes on each device; of the state alone, without rows."""
     model = config.model
-    steps = make_steps(
-        model,
-        optimizer=config.optimizer,
-        total_steps=1,
-        gradient_accumulation=config.gradient_accumulation,
-        mesh=mesh,
-    )
+    # The state is the same whatever a step keeps and however it is split: one trace serves all that a search tries.
+    plain = dataclasses.replace(model, remat="none", scan_unroll=1)
+    steps = steps_of(dataclasses.replace(config, model=plain, gradient_accumulation=1), total_steps=1, mesh=mesh)
     width = jnp.dtype(model.compute_dtype).itemsize
     arguments = _bytes_on_a_device(steps.abstract)
     gradients = _bytes_on_a_device(steps.abstract.params) * width // 4
     if rows is None:
         return LeastMemory(arguments=arguments, gradients=gradients, kept=0)
-    ways = mesh.shape["slice"] * mesh.shape["fsdp"]
-    positions = rows // ways * config.data.seq_len
-    kept = model.n_layers * positions // config.gradient_accumulation * model.d_model * width
-    if model.scan_unroll == model.n_layers or model.remat not in KEEPING:
+    positions = rows // (mesh.shape["slice"] * mesh.shape["fsdp"]) * config.data.seq_len
+    kept = positions // config.gradient_accumulation * model.n_layers * _kept_of_a_layer(model, mesh) * width
+    if model.scan_unroll == model.n_layers:
         kept = 0  # an unrolled backward pass lets go of them one by one as gradients come
     batch = _bytes_on_a_device(abstract_batch(rows=rows, seq_len=config.data.seq_len, mesh=mesh))
     return LeastMemory(arguments=arguments + batch, gradients=gradients, kept=kept)
 
 
-KEEPING = ("none", "full", "dots")
-"""The remat policies that keep the inputs of layers on the device."""
+def _kept_of_a_layer(model: ModelConfig, mesh: Mesh) -> int:
+    """Numbers that a device keeps of one position of one layer until its backward pass, at the least.
+
+    They are what the scan over layers hands on, as `ModelConfig.remat` says; 'none' keeps what goes into products of
+    matrices and what comes out of them.
+    """
+    d, tensor = model.d_model, int(mesh.shape["tensor"])
+    heads, f = model.n_heads * model.head_dim // tensor, model.d_ff // tensor
+    qkv = heads + 2 * model.n_kv_heads * model.head_dim // tensor
+    match model.remat:
+        case "offload":
+            return 0
+        case "full":
+            return d
+        case "attention":
+            return d + heads
+        case "qkv":
+            return d + heads + qkv
+        case "except_mlp":
+            return 2 * d + heads + qkv
+        case "dots":
+            return 2 * d + qkv + 2 * f
+        case "none":
+            return 4 * d + heads + qkv + 3 * f
+
+
+def steps_of(config: TrainConfig, *, total_steps: int, mesh: Mesh) -> Steps:
+    """What `wizard train` runs, and what a plan compiles: made in one place, so that they are one thing."""
+    return make_steps(
+        config.model,
+        optimizer=config.optimizer,
+        total_steps=total_steps,
+        gradient_accumulation=config.gradient_accumulation,
+        mesh=mesh,
+        z_loss=config.z_loss,
+        guard=config.guard,
+    )
 
 
 def _bytes_on_a_device(tree: Any) -> int:
@@ -154,12 +189,12 @@ def _bytes_on_a_device(tree: Any) -> int:
 
 
 def check_memory(mesh: Mesh, least: LeastMemory) -> None:
-    """Raises FitError where the least that a step takes is more than a program has on one of the mesh's devices."""
+    """Raises TooLarge where the least that a step takes is more than a program has on one of the mesh's devices."""
     generation = generation_of(mesh.devices.flat[0].device_kind)
     if generation is None or least.total <= generation.usable_bytes:
         return
     kept = f", what layers keep {least.kept / GIB:.2f}" if least.kept else ""
-    raise FitError(
+    raise TooLarge(
         f"the model does not fit: a step takes at least {least.total / GIB:.2f} GiB on each of {mesh.size} devices "
         f"(state and batch {least.arguments / GIB:.2f}, gradients {least.gradients / GIB:.2f}{kept}), and a program "
         f"has {generation.usable_gib} GiB on a {generation.device_kind}: it is short of "

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%[^\s=]+ = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|called_computations?|branch_computations)=(\{[^}]*\}|%[^\s,)]+)"
@@ -54,16 +55,18 @@ class Module:
 
 def parse_module(text: str) -> Module:
     """The module of a text that `Compiled.as_text()` wrote."""
-    computations: dict[str, list[Instruction]] = {}
+    lines: dict[str, list[str]] = {}
     entry = current = ""
     for line in text.splitlines():
-        if line.startswith("  "):
-            computations[current].append(_instruction(line))
+        if _INSTRUCTION.match(line):
+            lines[current].append(line)
         elif found := _COMPUTATION.match(line):
             current = found[2]
-            computations[current] = []
+            lines[current] = []
             entry = current if found[1] else entry
-    return Module({name: tuple(lines) for name, lines in computations.items()}, entry)
+        elif current and lines[current] and line != "}":
+            lines[current][-1] += line  # a kernel's metadata goes over several
+    return Module({name: tuple(map(_instruction, of)) for name, of in lines.items()}, entry)
 
 
 def _instruction(line: str) -> Instruction:

@@ -6,6 +6,7 @@ mesh and compiled for, and hold nothing. (GPUs have no such thing.)
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -77,7 +78,8 @@ def compiler_flags() -> dict[str, str]:
     return {name: os.environ[name] for name in FLAGS if os.environ.get(name)}
 
 
-def tpu_devices(row: Slice, *, slices: int = 1) -> list[jax.Device]:
+@functools.cache  # devices of two descriptions are never equal, and so nor are meshes of them
+def tpu_devices(row: Slice, *, slices: int = 1) -> tuple[jax.Device, ...]:
     """The devices of one or more slices, as JAX has them there; after `use_tpu_compiler`."""
     from jax.experimental import topologies
 
@@ -87,4 +89,4 @@ def tpu_devices(row: Slice, *, slices: int = 1) -> list[jax.Device]:
     if slices > 1:
         options["num_slices"] = slices
     described = topologies.get_topology_desc(platform="tpu", topology_name=row.key, **options)
-    return list(described.devices)
+    return tuple(described.devices)

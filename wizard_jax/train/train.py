@@ -42,14 +42,14 @@ from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.compilation import compilation_cache
 from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
-from wizard_jax.train.fit import fitting_mesh
+from wizard_jax.train.fit import fitting_mesh, steps_of
 from wizard_jax.train.held_out import HeldOutRows
 from wizard_jax.train.metrics import Recorder, read_metrics
 from wizard_jax.train.optimizer import check_schedule
 from wizard_jax.train.profiling import FOLDER as PROFILE
 from wizard_jax.train.profiling import check_profile_steps, profiled
 from wizard_jax.train.provenance import record_start
-from wizard_jax.train.step import HALT, Steps, TrainState, make_steps
+from wizard_jax.train.step import HALT, Steps, TrainState
 from wizard_jax.train.summary import run_figures
 from wizard_jax.train.trackers import check_trackers, open_trackers
 from wizard_jax.train.utilisation import utilisation_of
@@ -110,15 +110,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
             stop_flag() as stop,
         ):
             # State: the newest complete checkpoint, or the start of the run
-            steps = make_steps(
-                config.model,
-                optimizer=config.optimizer,
-                total_steps=total,
-                gradient_accumulation=config.gradient_accumulation,
-                mesh=mesh,
-                z_loss=config.z_loss,
-                guard=config.guard,
-            )
+            steps = steps_of(config, total_steps=total, mesh=mesh)
             restored = _restore(checkpoints, steps=steps)
             if restored is None and read_metrics(folder.path):
                 _log.warning("%s was stopped before its first checkpoint: it starts from the beginning", folder.path)
