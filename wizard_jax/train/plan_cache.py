@@ -39,6 +39,7 @@ NOT_IN_THE_STEP = (
     "held_out",
     "trackers",
     "pack_cache",
+    "compilation_cache",
     "peak_flops",
     "profile_steps",
 )
