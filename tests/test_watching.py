@@ -74,6 +74,13 @@ def test_a_group_s_loss_is_its_sum_over_its_tokens_and_no_mean_of_means() -> Non
     }
 
 
+def test_a_loss_that_is_not_finite_is_none_and_no_word_that_json_lacks() -> None:
+    groups = [group("zoo", 0), group("farm", 0)]
+    found = summed([(np.float32([[np.nan, 2.0]]), np.int32([[0, 1]]))], groups=groups)
+    assert found["loss"] is None
+    assert found["by_source"] == {"zoo": {"loss": None, "tokens": 1}, "farm": {"loss": 2.0, "tokens": 1}}
+
+
 def test_it_is_measured_before_the_first_step_at_times_and_at_the_end(whole: pathlib.Path) -> None:
     lines = read_held_out(whole)
     assert [line["step"] for line in lines] == [0, 4, STEPS]

@@ -7,6 +7,7 @@ how its conversations were packed, and the figures of groups add up to that of a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -62,6 +63,8 @@ class HeldOutRows:
 def summed(batches: Iterable[tuple[np.ndarray, np.ndarray]], *, groups: Sequence[Group]) -> dict[str, Any]:
     """{"loss": nats per trained token, "tokens": how many, "by_source": {source: the same}, "by_round": {...}}.
 
+    A loss that is not finite is None.
+
     `batches` are (losses float32 [B, L], groups int32 [B, L], -1 where nothing is trained). Sums are in float64 and
     in the order of the file.
     """
@@ -73,7 +76,8 @@ def summed(batches: Iterable[tuple[np.ndarray, np.ndarray]], *, groups: Sequence
         tokens += np.bincount(counted, minlength=len(groups))
 
     def mean(members: Sequence[int]) -> dict[str, Any]:
-        return {"loss": float(losses[members].sum() / tokens[members].sum()), "tokens": int(tokens[members].sum())}
+        loss = float(losses[members].sum() / tokens[members].sum())
+        return {"loss": loss if math.isfinite(loss) else None, "tokens": int(tokens[members].sum())}
 
     def split(keys: Sequence[str]) -> dict[str, Any]:
         members = {key: [i for i, other in enumerate(keys) if other == key] for key in dict.fromkeys(keys)}

@@ -119,7 +119,7 @@ class Recorder:
         self._data: Waiting[Any] | None = None
         self._compiling = CompileClock()
         self._shown: Facts = {}
-        self._held_out: float | None = None
+        self._held_out: str | float | None = None
         self._since = time.perf_counter()
         self.is_first = True
         self._saved: tuple[int, float] | None = None
@@ -183,7 +183,7 @@ class Recorder:
         timing = {"seconds": self._since - began - compiling}
         if compiling:
             timing["compile_seconds"] = compiling
-        self._held_out = found["loss"]
+        self._held_out = _text(found["loss"])
         self._write(step, {HELD_OUT: dict(found), TIMING: timing})
         self._flush()
         self._tell(step, doing="compile the step" if self.is_first and step < self._total else None)
@@ -246,12 +246,16 @@ def _measured(found: StepMetrics) -> dict[str, Any]:
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
+def _text(loss: float | None) -> str | float:
+    return "not finite" if loss is None else loss
+
+
 def _shown(
     measured: Mapping[str, Any], *, timing: Mapping[str, float], memory: Mapping[str, int], wait: float
 ) -> Facts:
     """Of a step, in the words of the live table; `wait` is the mean of the steps since the last ones shown."""
     facts: Facts = {
-        "loss": "not finite" if measured["loss"] is None else measured["loss"],
+        "loss": _text(measured["loss"]),
         "tokens/s": round(timing["tokens_per_second"]),
         "trained tokens/s": round(timing["trained_tokens_per_second"]),
         "data wait": f"{1000 * wait:,.0f} ms",

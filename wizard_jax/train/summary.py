@@ -43,8 +43,10 @@ def _held_out(folder: str | os.PathLike[str]) -> dict[str, Any]:
     lines = read_held_out(folder)
     if not lines:
         return {}
-    best = min(lines, key=lambda line: line[HELD_OUT]["loss"])
+    finite = [
+        {"step": line["step"], "loss": line[HELD_OUT]["loss"]} for line in lines if line[HELD_OUT]["loss"] is not None
+    ]
     return {
         "held_out_last": {"step": lines[-1]["step"], **lines[-1][HELD_OUT]},
-        "held_out_best": {"step": best["step"], "loss": best[HELD_OUT]["loss"]},
+        "held_out_best": min(finite, key=lambda found: found["loss"], default=None),
     }
