@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import itertools
@@ -26,7 +27,7 @@ from wizard_jax.train.config import TrainConfig
 from wizard_jax.train.fit import TooLarge, least_memory
 from wizard_jax.train.plan import PlanError, Planner, _overflow, known_plan, make_plan, mesh_of, prepare, rows_of
 from wizard_jax.train.plan_advice import changes_of_slice, changes_within, nearest_change
-from wizard_jax.train.plan_cache import Busy, PlanCache, plan_key
+from wizard_jax.train.plan_cache import STEP_MODULES, Busy, PlanCache, plan_key
 from wizard_jax.train.plan_report import Overflow, Plan, from_json, to_json
 from wizard_jax.train.plan_search import Variant, remats, search, variants
 from wizard_jax.train.tpu_compiler import CompilerError, check_versions, tpu_devices, use_tpu_compiler
@@ -106,8 +107,26 @@ def test_what_does_not_change_the_step_finds_the_plan_again(planner: Planner) ->
     for other in (["model.remat=none"], ["gradient_accumulation=2"], ["batch.rows=32"], ["mesh.tensor=2"]):
         assert known_plan(prepare(config("slice=v5e-4", *other), planner), planner) is None
     told = config("slice=v5e-4")
-    keys = {plan_key(told, rows=16, versions={"libtpu": version}, flags={}) for version in ("1", "2")}
+    keys = {plan_key(told, mesh={}, rows=16, versions={"libtpu": version}, flags={}) for version in ("1", "2")}
     assert len(keys) == 2
+
+
+def test_every_module_that_the_step_is_made_of_decides_the_plan() -> None:
+    def imported(file: Path) -> set[Path]:
+        found = (node.module for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom))
+        return {
+            ROOT / f"{module.replace('.', '/')}.py" for module in found if module and module.startswith("wizard_jax")
+        }
+
+    seen: set[Path] = set()
+    ahead = {ROOT / "wizard_jax/train/step.py"}
+    while ahead - seen:
+        seen |= ahead
+        ahead = set().union(*(imported(file) for file in seen))
+    known = {ROOT / f"wizard_jax/train/{name}.py" for name in STEP_MODULES}
+    assert {file for file in seen if file.parts[-2] == "train"} == known
+    beside = {ROOT / "wizard_jax/doctor.py"}  # names the extra of a library that is missing
+    assert {file.parts[-2] for file in seen - known - beside} == {"model"}
 
 
 def test_a_damaged_plan_in_the_cache_is_made_again(planner: Planner) -> None:
@@ -225,6 +244,20 @@ def test_a_search_compiles_no_more_than_it_may(planner: Planner, tmp_path: Path)
     assert found.compiles == len(said) == len(found.fitting) == 1
     assert found.fitting[0].variant.remat == "none"
     assert "not tried: 1 compiles were allowed" in {why for _, why in found.skipped}
+
+
+def test_the_search_of_the_command_line_prints_settings_to_paste(
+    planner: Planner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned(planner, "slice=v5e-4")
+    asked = [*given("slice=v5e-4"), "--search", "--compiles", "0", "--cache", str(planner.cache.folder)]
+    assert main(["plan", "configs/train/quickstart.gin", *asked]) == 0
+    told = capsys.readouterr().out
+    assert "model.remat=full gradient_accumulation=1 mesh.fsdp=4 mesh.tensor=1" in told
+    assert "not tried: 0 compiles were allowed" in told
+    asked[:-5] = given("slice=v5e-4", "batch.rows=64")
+    assert main(["plan", "configs/train/quickstart.gin", *asked]) == 2
+    assert "nothing that was tried fits v5e-4" in capsys.readouterr().err
 
 
 def test_variants_divide_the_devices_the_rows_and_the_model() -> None:

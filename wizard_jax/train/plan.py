@@ -105,7 +105,7 @@ def prepare(config: TrainConfig, planner: Planner) -> Prepared:
     mesh = mesh_of(config)
     rows = rows_of(config, mesh, given=planner.rows)
     check_memory(mesh, least_memory(config, mesh, rows=rows.count))
-    key = plan_key(config, rows=rows.count, versions=planner.versions, flags=compiler_flags())
+    key = plan_key(config, mesh=mesh.shape, rows=rows.count, versions=planner.versions, flags=compiler_flags())
     return Prepared(config, mesh, rows, key)
 
 

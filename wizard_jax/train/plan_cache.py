@@ -33,6 +33,7 @@ NOT_IN_THE_STEP = (
     "epochs",
     "batch",
     "slice",
+    "mesh",
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
@@ -52,13 +53,16 @@ def default_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "wizard_jax" / "plans"
 
 
-def plan_key(config: TrainConfig, *, rows: int, versions: Mapping[str, str], flags: Mapping[str, str]) -> str:
-    """What decides a plan, as 16 hexadecimal digits: settings, rows of a step, our source, versions and flags."""
+def plan_key(
+    config: TrainConfig, *, mesh: Mapping[str, int], rows: int, versions: Mapping[str, str], flags: Mapping[str, str]
+) -> str:
+    """What decides a plan, as 16 hexadecimal digits: settings, mesh, rows of a step, source, versions and flags."""
     assert config.slice is not None
     settings = {one.path: one.text for one in entries(config) if one.path.partition(".")[0] not in NOT_IN_THE_STEP}
     decides = {
         "settings": settings,
         "slice": find_slice(config.slice).key,
+        "mesh": dict(mesh),
         "rows": rows,
         "seq_len": config.data.seq_len,
         "source": _source_hash(),
@@ -68,12 +72,18 @@ def plan_key(config: TrainConfig, *, rows: int, versions: Mapping[str, str], fla
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
+STEP_MODULES = ("step", "loss", "optimizer", "factored", "guard")
+"""Of `wizard_jax.train`: those that the step is made of. All of `wizard_jax.model` counts too."""
+_READERS = ("fit", "plan", "plan_report", "collectives", "hlo", "tpu_compiler")
+
+
 def _source_hash() -> str:
     """Of every file that may change the step, or what is read out of it."""
     here = Path(__file__).parent
-    files = [*here.glob("*.py"), *(here.parent / "model").glob("*.py"), Path(launch.slices.__file__)]
+    files = [here / f"{name}.py" for name in (*STEP_MODULES, *_READERS)]
+    files += [*sorted((here.parent / "model").glob("*.py")), Path(launch.slices.__file__)]
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
