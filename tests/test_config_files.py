@@ -29,6 +29,7 @@ from data_gen.config import (
 from data_gen.generate import generate
 from wizard_jax.data.config import ConversationsPerStep
 from wizard_jax.evaluate.config import EvalConfig
+from wizard_jax.model.lora import LoRA
 from wizard_jax.train.config import TrainConfig
 from wizard_jax.train.optimizer import AdamW
 
@@ -123,6 +124,20 @@ def test_training_is_the_published_one(name: str, conversations: int, warmup_ste
     assert (config.optimizer.b1, config.optimizer.b2, config.optimizer.eps) == (0.9, 0.999, 1e-8)
     assert config.optimizer.schedule == "cosine"
     assert (config.optimizer.weight_decay, config.optimizer.final_lr_fraction) == (0, 0)
+
+
+@pytest.mark.parametrize(("name", "base"), [("wizardlm_7b_lora", "bfloat16"), ("wizardlm_7b_qlora", "nf4")])
+def test_an_adapter_s_recipe_is_qlora_s_on_the_data_of_wizardlm(name: str, base: str) -> None:
+    """Appendix B.2 of arXiv 2305.14314, for 7B and 13B."""
+    config, whole = (load(TrainConfig, [CONFIGS / "train" / f"{one}.gin"]) for one in (name, "wizardlm_7b"))
+    assert (config.data, config.model, config.epochs, config.init) == (whole.data, whole.model, 3.0, whole.init)
+    assert config.adapter == LoRA(rank=64, alpha=16.0, base=base)
+    assert set(config.adapter.targets) == {"q", "k", "v", "o", "gate", "up", "down"}
+    assert config.batch == ConversationsPerStep(conversations=16)
+    optimizer = config.optimizer
+    assert isinstance(optimizer, AdamW)
+    assert (optimizer.peak_lr, optimizer.schedule, optimizer.warmup_steps) == (2e-4, "constant", 0)
+    assert (optimizer.b2, optimizer.clip_norm, optimizer.weight_decay) == (0.999, 0.3, 0)
 
 
 @pytest.mark.parametrize("name", ["wizardlm_7b", "wizardlm_13b"])

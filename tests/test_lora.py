@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import abstract_params, init_params, logical_axes
+from wizard_jax.model.flops import token_flops
 from wizard_jax.model.lora import (
     INPUT_AXES,
     AdapterError,
@@ -211,6 +212,8 @@ def test_no_gradient_of_a_frozen_weight_is_ever_computed() -> None:
     attention = 6 * 2 * MODEL.n_layers * ROWS * LENGTH**2 * MODEL.n_heads * MODEL.head_dim
     assert sum(count for count, _ in full) == 6 * tokens * sum(sizes.values()) + attention
     assert sum(count for count, _ in adapted) == tokens * (4 * sum(sizes.values()) + 6 * low_rank) + attention
+    by_formula = token_flops(MODEL, seq_len=LENGTH, adapter=LORA)
+    assert by_formula.matrices * tokens == sum(count for count, _ in adapted) - attention
 
 
 def size_in_bytes(tree: Any) -> float:

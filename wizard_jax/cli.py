@@ -134,7 +134,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     export.add_argument("--chat-format", help="for an imported model, whose folder may name none")
-    export.add_argument("--out", type=_local, help="the folder to write (default: RUN/hf)")
+    export.add_argument(
+        "--format",
+        choices=("merged", "peft"),
+        default="merged",
+        help="of a run with an adapter: base and adapter in one, or the adapter alone as peft loads it",
+    )
+    export.add_argument("--base-model", default="", help="peft: name of the base (default: where it was imported from)")
+    export.add_argument("--out", type=_local, help="the folder to write (default: RUN/hf, or RUN/peft)")
     add_stage("eval", _eval, "ask a model held-out tasks and score its answers")
     report = add("report", _report, "write one page that compares evaluations")
     report.add_argument("evaluations", type=Path, nargs="+", metavar="EVAL")
@@ -245,14 +252,22 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from configs.errors import UserError
     from wizard_jax.doctor import check_platforms
-    from wizard_jax.transfer import export_model
+    from wizard_jax.transfer import export_model, export_peft
 
     check_platforms()
-    out = arguments.out or arguments.run / "hf"
-    export_model(
-        arguments.run, out, step=arguments.step, dtype=arguments.dtype, chat_format=arguments.chat_format or ""
-    )
+    run, chat_format = arguments.run, arguments.chat_format or ""
+    told = {"step": arguments.step, "dtype": arguments.dtype, "chat_format": chat_format}
+    if arguments.format == "peft":
+        out = arguments.out or run / "peft"
+        export_peft(run, out, base_model=arguments.base_model, **told)
+        say(f"an adapter for peft in {out}")
+        return
+    if arguments.base_model:
+        raise UserError("--base-model is written into an adapter's folder: it goes with --format peft")
+    out = arguments.out or run / "hf"
+    export_model(run, out, **told)
     say(f"a Hugging Face folder in {out}")
 
 

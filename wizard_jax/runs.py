@@ -6,7 +6,6 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 from etils import epath
@@ -21,7 +20,7 @@ from wizard_jax.model.sharding import shardings
 from wizard_jax.tokenizer import Tokenizer, tokenizer_file
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
 from wizard_jax.train.config import FromCheckpoint, TrainConfig
-from wizard_jax.train.train import CHECKPOINTS
+from wizard_jax.train.source import CHECKPOINTS, abstract_on, merged_params
 
 _log = logging.getLogger(__name__)
 
@@ -83,9 +82,11 @@ def _open_stage(path: Path, *, step: int | None, mesh: jax.sharding.Mesh | None)
         trained_on, untraced = (), os.fspath(path)
     else:
         raise UserError(f"{path} was made by wizard {stage} and holds no model: give the folder of a run")
-    abstract = _placed(decoder.abstract_params(model), model, mesh)
-    with CheckpointStore(path / CHECKPOINTS) as store:
-        restored = store.restore({PARAMS: abstract}, step=step)
+    if stage == "train" and run.adapter is not None and isinstance(run.init, FromCheckpoint):
+        restored = merged_params(path, run.init, model=model, adapter=run.adapter, step=step, mesh=mesh)
+    else:
+        with CheckpointStore(path / CHECKPOINTS) as store:
+            restored = store.restore({PARAMS: abstract_on(mesh, model)}, step=step)
     for note in restored.notes:
         _log.warning(note)
     return OpenedModel(
@@ -138,10 +139,3 @@ def check_fits(tokenizer: Tokenizer, model: ModelConfig, *, folder: Path) -> Non
             f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, the model only {model.vocab_size}: "
             "put the tokenizer there that it was trained with"
         )
-
-
-def _placed(abstract: Any, model: ModelConfig, mesh: jax.sharding.Mesh | None) -> Any:
-    if mesh is None:
-        return abstract
-    placed = shardings(decoder.logical_axes(model), mesh, shapes=abstract)
-    return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), abstract, placed)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.folder import load_config, open_stage, read_complete, read_identity
+from configs.folder import IDENTITY, load_config, open_stage, read_complete, read_identity
 from configs.loader import dump
 from data_gen.config import EvolveConfig
 from wizard_jax.chat import check_tokenizer, get_format
 from wizard_jax.convert import importing
 from wizard_jax.convert.export import Dtype, export_hf
+from wizard_jax.convert.peft import export_adapter
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import count_params
+from wizard_jax.model.lora import needs_qwix
 from wizard_jax.runs import ImportConfig, OpenedModel, check_fits, open_model
 from wizard_jax.tokenizer import Tokenizer, tokenizer_file
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
-from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.train import CHECKPOINTS
+from wizard_jax.train.config import FromCheckpoint, TrainConfig
+from wizard_jax.train.source import CHECKPOINTS, restore_adapter
 
 
 def import_model(source: Path, out: Path, *, chat_format: str = "") -> ModelConfig:
@@ -61,6 +63,71 @@ def export_model(
     if (out / "README.md").exists() and (out / "README.md").read_text(encoding="utf-8") == card:
         return
     export_hf(model.params, model.config, tokenizer_file(run), out, chat_format=chat_format, card=card, dtype=dtype)
+
+
+def export_peft(
+    run: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    dtype: Dtype = "float32",
+    chat_format: str = "",
+    base_model: str = "",
+) -> None:
+    """Writes the adapter of a run alone, as `peft` loads it beside its base. A finished folder is left as it is.
+
+    `base_model` is where a reader finds the base; by default the folder that it was imported from.
+
+    Raises:
+      UserError: not a run with an adapter, no such step, no name for the base, or `out` holds something else.
+    """
+    is_run = (run / IDENTITY).exists() and read_identity(run).stage == "train"
+    config = load_config(TrainConfig, run) if is_run else None
+    if config is None or config.adapter is None or not isinstance(config.init, FromCheckpoint):
+        raise UserError(f"{run} is not a run with an adapter, and peft loads nothing else: leave --format out")
+    restored = restore_adapter(run, model=config.model, adapter=config.adapter, step=step)
+    base = base_model or _imported_from(config.init)
+    chat_format = chat_format or config.data.chat_format
+    card = _adapter_card(run, config, step=restored.step, base=base, chat_format=chat_format, dtype=dtype)
+    if (out / "README.md").exists() and (out / "README.md").read_text(encoding="utf-8") == card:
+        return
+    export_adapter(
+        restored.trees[PARAMS],
+        config.model,
+        config.adapter,
+        tokenizer_file(run),
+        out,
+        base_model=base,
+        chat_format=chat_format,
+        card=card,
+        dtype=dtype,
+    )
+
+
+def _imported_from(init: FromCheckpoint) -> str:
+    path = Path(init.path)
+    if (path / IDENTITY).exists() and read_identity(path).stage == "import":
+        return load_config(ImportConfig, path).source
+    raise UserError(
+        f"{path}, which the adapter was trained beside, was not imported from a Hugging Face folder: name that of its "
+        "export by --base-model, or leave --format out, which writes base and adapter in one"
+    )
+
+
+def _adapter_card(run: Path, config: TrainConfig, *, step: int, base: str, chat_format: str, dtype: str) -> str:
+    adapter = config.adapter
+    assert adapter is not None
+    lines = [
+        *("---", "library_name: peft", f"base_model: {base}", "pipeline_tag: text-generation", "---", ""),
+        *(f"# {run.name}", ""),
+        f"A LoRA adapter of rank {adapter.rank} for `{base}`, written in {dtype} by wizard_jax.",
+        f"It was trained with the chat format `{chat_format}`.",
+    ]
+    if needs_qwix(adapter):
+        lines += ["", f"Its base was kept in {adapter.base} while it was trained: beside whole weights it answers a"]
+        lines += ["little differently. The merged export of the same run is exactly what was trained."]
+    lines += ["", f"Checkpoint {step}.", "", "## Settings", "", "```", dump(config).rstrip(), "```"]
+    return "\n".join(lines) + "\n"
 
 
 def model_card(model: OpenedModel, *, dtype: str, chat_format: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,15 @@ from wizard_jax.tokenizer import JSON, SENTENCEPIECE, Tokenizer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Shard = list[tuple[str, Place]]
+
+
+class Tensor(NamedTuple):
+    """What is to be stored; its values are made when it is written."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: Callable[[], Array]
+
 
 CODES: dict[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 GIB = 1 << 30
@@ -45,55 +56,75 @@ def export_hf(
     already, the tokenizer does not fit, or a value is not finite in `dtype`. Raises ChatError: the tokenizer lacks what
     the chat format needs.
     """
+    with new_folder(out) as folder:
+        tokenizer, end = write_tokenizer(folder, tokenizer_path, model=config, chat_format=chat_format)
+        _write_weights(params, folder, config=config, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        write_json(folder / "config.json", _model_config(config, tokenizer=tokenizer, end=end, dtype=dtype))
+        write_json(folder / "generation_config.json", _generation_config(tokenizer, end=end))
+        write_bytes(folder / "README.md", card.encode())
+    return pathlib.Path(out)
+
+
+@contextlib.contextmanager
+def new_folder(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A folder to write to, which gets the name `out` once all is written. Raises ConversionError: `out` is taken."""
     target = pathlib.Path(out)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConversionError(f"{target}: exists already; remove it or export to another folder")
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.replace(target)
+
+
+def write_tokenizer(
+    folder: pathlib.Path, tokenizer_path: str | os.PathLike[str], *, model: ModelConfig, chat_format: str
+) -> tuple[Tokenizer, int]:
+    """The tokenizer's files, with the template of the chat format; the tokenizer, and what ends an answer.
+
+    Raises ConversionError: it does not fit the model; ChatError: it lacks what the chat format needs.
+    """
     tokenizer = Tokenizer(tokenizer_path)
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.vocab_size > model.vocab_size:
         raise ConversionError(
-            f"{tokenizer_path}: has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: "
+            f"{tokenizer_path}: has {tokenizer.vocab_size} tokens, the model only {model.vocab_size}: "
             "give the tokenizer that it was trained with"
         )
     chat = get_format(chat_format)
     end = end_id(chat, tokenizer)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_weights(params, partial, config=config, dtype=dtype, max_shard_bytes=max_shard_bytes)
     for name, content in tokenizer.files.items():
-        _write(partial / name, content)
-    _write_json(partial / "config.json", _model_config(config, tokenizer=tokenizer, end=end, dtype=dtype))
-    _write_json(partial / "generation_config.json", _generation_config(tokenizer, end=end))
-    _write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer, chat_format=chat, end=end))
-    _write_json(partial / "special_tokens_map.json", _special_tokens(tokenizer, end=end))
-    _write(partial / "README.md", card.encode())
-    partial.replace(target)
-    return target
+        write_bytes(folder / name, content)
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(model, tokenizer, chat_format=chat, end=end))
+    write_json(folder / "special_tokens_map.json", _special_tokens(tokenizer, end=end))
+    return tokenizer, end
 
 
 def _write_weights(
     params: decoder.Params, folder: pathlib.Path, *, config: ModelConfig, dtype: Dtype, max_shard_bytes: int
 ) -> None:
-    shards = _plan_shards(llama.places(config), item_bytes=jnp.dtype(dtype).itemsize, limit=max_shard_bytes)
+    shards = _plan_shards(llama.places(config), dtype=dtype, limit=max_shard_bytes)
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = [SINGLE]
     for name, shard in zip(names, shards, strict=True):
-        with (folder / name).open("wb") as file:
-            _write_shard(file, shard, params=params, dtype=dtype)
-            _sync(file)
+        tensors = [
+            Tensor(tensor, place.stored_shape, functools.partial(_stored, tensor, place, params=params))
+            for tensor, place in shard
+        ]
+        write_shard(folder / name, tensors, dtype=dtype)
     if len(shards) > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor, _ in shard}
-        total = sum(_bytes(place, jnp.dtype(dtype).itemsize) for shard in shards for _, place in shard)
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        total = sum(_bytes(place.shape, dtype) for shard in shards for _, place in shard)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _plan_shards(places: dict[str, Place], *, item_bytes: int, limit: int) -> list[Shard]:
+def _plan_shards(places: dict[str, Place], *, dtype: Dtype, limit: int) -> list[Shard]:
     """Tensors in order, a new file whenever the next one would pass the limit."""
     shards: list[Shard] = [[]]
     filled = 0
     for name, place in places.items():
-        size = _bytes(place, item_bytes)
+        size = _bytes(place.shape, dtype)
         if shards[-1] and filled + size > limit:
             shards.append([])
             filled = 0
@@ -102,41 +133,39 @@ def _plan_shards(places: dict[str, Place], *, item_bytes: int, limit: int) -> li
     return shards
 
 
-def _bytes(place: Place, item_bytes: int) -> int:
-    return math.prod(place.shape) * item_bytes
+def _bytes(shape: tuple[int, ...], dtype: Dtype) -> int:
+    return math.prod(shape) * jnp.dtype(dtype).itemsize
 
 
-def _write_shard(file: BinaryIO, shard: Shard, *, params: decoder.Params, dtype: Dtype) -> None:
+def write_shard(path: pathlib.Path, tensors: Sequence[Tensor], *, dtype: Dtype) -> None:
     """The safetensors format: header length, JSON header, then the tensors without gaps.
 
     (`safetensors.numpy.save_file` needs all tensors of a file in memory at once.)
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, place in shard:
-        start, end = end, end + _bytes(place, jnp.dtype(dtype).itemsize)
-        header[name] = {
-            "dtype": CODES[dtype],
-            "shape": list(place.stored_shape),
-            "data_offsets": [start, end],
-        }
+    for tensor in tensors:
+        start, end = end, end + _bytes(tensor.shape, dtype)
+        header[tensor.name] = {"dtype": CODES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name, array in _stored(shard, params=params, dtype=dtype):
-        if not np.isfinite(array).all():
-            raise ConversionError(f"{name}: holds values that are not finite in {dtype}")
-        file.write(np.ascontiguousarray(array).view(np.uint8).data)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            with np.errstate(over="ignore"):  # an overflow is found by its infinity
+                array = tensor.values().astype(dtype)
+            if not np.isfinite(array).all():
+                raise ConversionError(f"{tensor.name}: holds values that are not finite in {dtype}")
+            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+        _sync(file)
 
 
-def _stored(shard: Shard, *, params: decoder.Params, dtype: Dtype) -> Iterator[tuple[str, Array]]:
-    for name, place in shard:
-        ours = llama.at(params, place.path)
-        array = np.asarray(ours if place.layer is None else ours[place.layer])
-        if array.shape != place.shape:
-            raise ConversionError(f"{name}: parameters have shape {array.shape}, the config says {place.shape}")
-        with np.errstate(over="ignore"):  # an overflow is found by its infinity
-            yield name, place.to_stored(array.astype(dtype))
+def _stored(name: str, place: Place, *, params: decoder.Params) -> Array:
+    ours = llama.at(params, place.path)
+    array = np.asarray(ours if place.layer is None else ours[place.layer])
+    if array.shape != place.shape:
+        raise ConversionError(f"{name}: parameters have shape {array.shape}, the config says {place.shape}")
+    return place.to_stored(array)
 
 
 def _model_config(config: ModelConfig, *, tokenizer: Tokenizer, end: int, dtype: Dtype) -> dict[str, Any]:
@@ -213,11 +242,11 @@ def _special_tokens(tokenizer: Tokenizer, *, end: int) -> dict[str, str]:
     return {**named, "unk_token": "<unk>"} if SENTENCEPIECE in tokenizer.files else named
 
 
-def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    _write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _write(path: pathlib.Path, content: bytes) -> None:
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         _sync(file)

@@ -8,6 +8,9 @@ A multiplication and an addition are two operations. Counted for each token of a
                          token sees in a causal row of one conversation
     backward             twice the forward: a product is differentiated by both of its factors
 
+With an adapter of R parameters (LoRA's A and B) the P are frozen: they are differentiated by one factor only, and a
+token takes 4 P + 6 R for matrices.
+
 So a token takes 6 P + 12 N H Dh C, the count of PaLM (arXiv 2204.02311, appendix B) but for its attention, which is
 counted there as if every token saw L. Norms, softmax, rotary angles and the optimizer are left out: below 1 % from
 1B parameters up. A packed row's attention is counted as that of one conversation of L tokens, which is the most that
@@ -20,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.lora import LoRA, count_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,11 @@ class TokenFlops:
 
 
 FORMULA = "6 P + 12 N H Dh (L + 1) / 2 a token; P: parameters in matrix products"
+ADAPTER_FORMULA = "4 P + 6 R + 12 N H Dh (L + 1) / 2 a token; P: frozen parameters in matrix products, R: adapter's"
+
+
+def formula(adapter: LoRA | None) -> str:
+    return FORMULA if adapter is None else ADAPTER_FORMULA
 
 
 def matrix_params(model: ModelConfig) -> int:
@@ -48,11 +57,14 @@ def matrix_params(model: ModelConfig) -> int:
     return model.n_layers * _layer_params(model) + model.d_model * model.vocab_size
 
 
-def token_flops(model: ModelConfig, *, seq_len: int) -> TokenFlops:
+def token_flops(model: ModelConfig, *, seq_len: int, adapter: LoRA | None = None) -> TokenFlops:
     """What each token of a row of `seq_len` takes in a training step."""
     attention = 4 * model.n_layers * model.n_heads * model.head_dim * (seq_len + 1) / 2
     again = 2 * model.n_layers * _params_again(model) + attention * (model.remat in ("dots", "full", "offload"))
-    return TokenFlops(matrices=6 * matrix_params(model), attention=3 * attention, recomputed=again)
+    matrices = 6 * matrix_params(model)
+    if adapter is not None:
+        matrices = 4 * matrix_params(model) + 6 * count_adapter(model, adapter=adapter)
+    return TokenFlops(matrices=matrices, attention=3 * attention, recomputed=again)
 
 
 def _layer_params(model: ModelConfig) -> int:

@@ -103,6 +103,12 @@ def init_adapter(model: ModelConfig, *, adapter: LoRA) -> Params:
     return {"layers": {name: halves(name) for name in sorted(adapter.targets)}}
 
 
+def count_adapter(model: ModelConfig, *, adapter: LoRA) -> int:
+    """The parameters of A and B."""
+    abstract = jax.eval_shape(functools.partial(init_adapter, model, adapter=adapter))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract))
+
+
 def freeze(path: tuple[str, ...], array: jax.Array, *, model: ModelConfig, base: Base) -> jax.Array | Quantised:
     """A float32 array of the model as the base keeps it.
 

@@ -6,10 +6,11 @@ checkpoints/200.json    every file of it and its size, written once Orbax has co
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -27,6 +28,10 @@ _COMMITTED = "commit_success.txt"
 _CHUNK = 1 << 24
 # What Orbax and TensorStore raise for bytes that are missing or wrong (a full memory is a RuntimeError).
 _DAMAGE = (OSError, ValueError, LookupError)
+
+
+Convert = Callable[[tuple[str, ...], jax.Array], Any]
+"""What becomes of an array of the parameters, by its path."""
 
 
 class CheckpointError(UserError):
@@ -89,13 +94,16 @@ class CheckpointStore:
         names = (path.name.removesuffix(".json") for path in self.folder.iterdir())
         return tuple(sorted({int(name) for name in names if name.isdecimal()}))
 
-    def restore(self, abstract: Mapping[str, Any], *, step: int | None = None) -> Restored:
+    def restore(
+        self, abstract: Mapping[str, Any], *, step: int | None = None, convert: Convert | None = None
+    ) -> Restored:
         """The trees named in `abstract`, of the newest complete step or of `step`.
 
         Leaves are `jax.ShapeDtypeStruct`; each is placed by its sharding, whatever mesh it was saved from, or
         on the first device if it has none. Without `step`, a damaged checkpoint is passed over for the one
-        before it, which is said in `notes`. Raises CheckpointError for a damaged `step`, for arrays of other
-        shapes, and if nothing complete is left.
+        before it, which is said in `notes`. With `convert`, the parameters are read one array at a time, and each
+        becomes what `convert(path, array)` makes of it before the next is read. Raises CheckpointError for a
+        damaged `step`, for arrays of other shapes, and if nothing complete is left.
         """
         candidates = self.steps()
         if not candidates:
@@ -107,7 +115,7 @@ class CheckpointStore:
             problem = self._damage(candidate)
             if problem is None:
                 try:
-                    trees = self._load(candidate, abstract)
+                    trees = self._load(candidate, abstract, convert)
                 except CheckpointError:
                     raise
                 except _DAMAGE as error:
@@ -176,7 +184,7 @@ class CheckpointStore:
                 return f"{folder / name} has other bytes than were saved (CRC-32C)"
         return None
 
-    def _load(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    def _load(self, step: int, abstract: Mapping[str, Any], convert: Convert | None) -> dict[str, Any]:
         path = self._path(step)
         saved = ocp.checkpointables_metadata(path).metadata
         for name in abstract:
@@ -189,7 +197,31 @@ class CheckpointStore:
                 raise OSError(f"the metadata of {name} is damaged")
         if PARAMS in abstract:
             _check_shapes(abstract[PARAMS], saved[PARAMS], path=path)
-        return dict(ocp.load_checkpointables(path, jax.tree.map(_placed, dict(abstract))))
+        placed = jax.tree.map(_placed, dict(abstract))
+        if convert is None:
+            return dict(ocp.load_checkpointables(path, placed))
+        assert placed.keys() == {PARAMS}, placed.keys()
+        return {PARAMS: _one_at_a_time(path, placed[PARAMS], convert=convert)}
+
+
+def _one_at_a_time(path: epath.Path, placed: Any, *, convert: Convert) -> Any:
+    """The tree of parameters with each array converted, so that no more than one is there as it was saved."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+
+    def load(keys: tuple[str, ...], leaf: Any) -> Any:
+        alone = functools.reduce(lambda node, name: {name: node}, reversed(keys), leaf)
+        with context:
+            loaded = ocp.load_checkpointables(path, {PARAMS: alone})[PARAMS]
+        array = functools.reduce(lambda node, name: node[name], keys, loaded)
+        return jax.block_until_ready(convert(keys, array))  # type: ignore[no-untyped-call]  # jax leaves it so
+
+    def walk(node: Any, keys: tuple[str, ...]) -> Any:
+        if not isinstance(node, dict):
+            return load(keys, node)
+        return {name: walk(child, (*keys, name)) for name, child in node.items()}
+
+    return walk(placed, ())
 
 
 def _placed(leaf: Any) -> Any:

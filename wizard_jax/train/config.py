@@ -10,6 +10,7 @@ from configs.loader import setting
 from launch.slices import find_slice
 from wizard_jax.data.config import ConversationsPerStep, DataConfig, RowsPerStep, TrainedTokensPerStep
 from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.lora import LoRA
 from wizard_jax.model.sharding import MeshConfig
 from wizard_jax.train.guard import Skip, Stop
 from wizard_jax.train.optimizer import Adafactor, AdamW, Lion
@@ -51,6 +52,7 @@ class TrainConfig:
 
     model: ModelConfig = setting(doc="the network")
     init: RandomInit | FromCheckpoint = setting(doc="where the weights come from")
+    adapter: LoRA | None = setting(None, doc="train a low-rank update of these weights, and not the weights")
     tokenizer: str = setting(doc="path of a tokenizer.model (SentencePiece) or a tokenizer.json")
     data: DataConfig = setting(doc="what is trained on")
     batch: RowsPerStep | ConversationsPerStep | TrainedTokensPerStep = setting(doc="how much of it a step sees")
@@ -101,6 +103,8 @@ class TrainConfig:
             raise UserError(f"steps is {self.steps} and epochs {self.epochs}: give one of them, and None for the other")
         if self.epochs is not None and self.epochs <= 0:
             raise UserError(f"epochs is {self.epochs}: it must be above 0")
+        if self.adapter is not None and not isinstance(self.init, FromCheckpoint):
+            raise UserError("adapter updates given weights, and init is random: set init=@FromCheckpoint and init.path")
         if self.held_out is not None and not self.data.held_out_share:
             raise UserError("held_out measures what data.held_out_share holds out, and that is 0: set it, as to 0.02")
         if self.peak_flops is not None and not 0 < self.peak_flops < math.inf:

@@ -181,11 +181,17 @@ def steps_of(config: TrainConfig, *, total_steps: int, mesh: Mesh) -> Steps:
         mesh=mesh,
         z_loss=config.z_loss,
         guard=config.guard,
+        adapter=config.adapter,
     )
 
 
 def _bytes_on_a_device(tree: Any) -> int:
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    def size(leaf: Any) -> int:
+        bits: int = 4 if leaf.dtype == jnp.uint4 else 8 * leaf.dtype.itemsize  # JAX counts 8 for 4
+        elements: int = math.prod(leaf.sharding.shard_shape(leaf.shape))
+        return elements * bits // 8
+
+    return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def check_memory(mesh: Mesh, least: LeastMemory) -> None:

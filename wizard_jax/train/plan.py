@@ -20,7 +20,7 @@ from launch.slices import find_slice
 from wizard_jax.data.config import ConversationsPerStep, RowsPerStep
 from wizard_jax.data.steps import check_rows
 from wizard_jax.model.decoder import count_params
-from wizard_jax.model.flops import FORMULA, token_flops
+from wizard_jax.model.flops import formula, token_flops
 from wizard_jax.train.collectives import kernels, read_collectives
 from wizard_jax.train.config import TrainConfig
 from wizard_jax.train.fit import check_memory, fitting_mesh, least_memory, left_whole, steps_of
@@ -153,7 +153,7 @@ def compile_plan(prepared: Prepared, *, versions: Versions) -> Outcome:
         clock.append(time.perf_counter())
     trace, lower, compile_ = (after - before for before, after in itertools.pairwise(clock))
     text = compiled.as_text()
-    flops = token_flops(config.model, seq_len=config.data.seq_len)
+    flops = token_flops(config.model, seq_len=config.data.seq_len, adapter=config.adapter)
     tokens = rows.count * config.data.seq_len
     return Plan(
         slice=row.key,
@@ -175,7 +175,7 @@ def compile_plan(prepared: Prepared, *, versions: Versions) -> Outcome:
             step=tokens * flops.total,
             attention=tokens * flops.attention,
             recomputed=tokens * flops.recomputed,
-            formula=FORMULA,
+            formula=formula(config.adapter),
         ),
         collectives=read_collectives(text, mesh=dict(mesh.shape)),
         kernels=kernels(text),

@@ -228,7 +228,8 @@ def _abstract_state(
 ) -> TrainState:
     """The shapes of a state; moments lie where their parameter lies, the rest is everywhere."""
     state = jax.eval_shape(start, abstract_source(model, adapter=adapter))
-    params, axes = state.params, trained_axes(model, adapter=adapter)
+    params: Any = state.params
+    axes: Any = trained_axes(model, adapter=adapter)
     everywhere = replicated(mesh)
 
     def place(leaf: Any, sharding: Any) -> Any:

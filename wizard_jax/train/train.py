@@ -7,7 +7,7 @@ audit.json                                 what was packed and what was lost on 
 metrics.jsonl, tensorboard/                every step
 trackers.json                              what the run is called elsewhere, if it is watched there
 profile/                                   a trace of some steps, if asked for
-checkpoints/<step>/                        params, opt_state and guard
+checkpoints/<step>/                        params, opt_state and guard; with an adapter, params are the adapter's
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from wizard_jax.chat import check_tokenizer, get_format
 from wizard_jax.data.packing import AUDIT, PackedFolder, pack
 from wizard_jax.data.pipeline import ahead, batches
 from wizard_jax.data.steps import StepRows, step_rows
+from wizard_jax.doctor import check_extra
 from wizard_jax.model.decoder import count_params
+from wizard_jax.model.lora import count_adapter, needs_qwix
 from wizard_jax.model.sharding import RULES, batch_sharding
 from wizard_jax.progress import Progress
 from wizard_jax.tokenizer import Tokenizer
@@ -49,13 +51,20 @@ from wizard_jax.train.optimizer import check_schedule
 from wizard_jax.train.profiling import FOLDER as PROFILE
 from wizard_jax.train.profiling import check_profile_steps, profiled
 from wizard_jax.train.provenance import record_start
+from wizard_jax.train.source import (
+    CHECKPOINTS,
+    INPUT,
+    check_whole,
+    frozen_params,
+    read_input,
+    source_params,
+    weights_of,
+)
 from wizard_jax.train.step import HALT, Steps, TrainState
 from wizard_jax.train.summary import run_figures
 from wizard_jax.train.trackers import check_trackers, open_trackers
 from wizard_jax.train.utilisation import utilisation_of
 
-CHECKPOINTS = "checkpoints"
-INPUT = "input.json"
 BATCHES_AHEAD = 2
 """On the devices, beside the one that a step works on."""
 FREE_WITH_WEIGHTS = ("model.initializer_range", "model.max_positions")
@@ -114,13 +123,18 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
             restored = _restore(checkpoints, steps=steps)
             if restored is None and read_metrics(folder.path):
                 _log.warning("%s was stopped before its first checkpoint: it starts from the beginning", folder.path)
-            state = _start(config, folder.path, steps=steps) if restored is None else restored
+            if restored is None:
+                state = _start(config, folder.path, steps=steps)
+            else:
+                state = restored._replace(frozen=_frozen(config, folder.path, steps=steps))
             done = int(state.step)
             saved = None if restored is None else done
 
             # What it takes to repeat the run
             model, peak = config.model, config.peak_flops
-            utilisation = utilisation_of(model, seq_len=config.data.seq_len, mesh=mesh, peak_flops=peak)
+            utilisation = utilisation_of(
+                model, seq_len=config.data.seq_len, mesh=mesh, peak_flops=peak, adapter=config.adapter
+            )
             hashes = {
                 "data_sha256": " ".join(read_manifest(Path(one.dataset)).sha256 for one in config.data.members),
                 "tokenizer_sha256": tokenizer.sha256,
@@ -184,12 +198,15 @@ def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
         dataset_folder(Path(member.dataset))
     check_tokenizer(get_format(config.data.chat_format), tokenizer)
     if isinstance(config.init, FromCheckpoint):
-        if not _weights_of(config.init).steps():
+        if not weights_of(config.init).steps():
             raise TrainError(
                 f"init.path {config.init.path} holds no checkpoint: give the folder of a finished `wizard train` "
                 "or `wizard import`"
             )
+        check_whole(config.init)
         _check_same_network(config, config.init)
+    if config.adapter is not None and needs_qwix(config.adapter):
+        check_extra("qlora", asks=f"adapter.base={config.adapter.base}")
 
 
 def _check_same_network(config: TrainConfig, init: FromCheckpoint) -> None:
@@ -215,7 +232,7 @@ def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows
     now = {"tokenizer_sha256": tokenizer.sha256, "packed_sha256": packed.sha256, "rows_per_step": str(rows.per_step)}
     file = folder / INPUT
     if file.exists():
-        before = _read_input(folder)
+        before = read_input(folder)
         changed = [f"{name}: {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
         if changed:
             raise TrainError(
@@ -228,35 +245,17 @@ def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows
     write_atomically(file, json.dumps(now, indent=1) + "\n")
 
 
-def _read_input(folder: Path) -> dict[str, Any]:
-    """What a run has written down of its input."""
-    file = folder / INPUT
-    try:
-        told = json.loads(file.read_text())
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        raise TrainError(
-            f"{file}: damaged, so what the run trains on is not known; put it back, or choose another --out"
-        )
-    return told
-
-
 def _checkpoints(config: TrainConfig, folder: Path) -> CheckpointStore:
     return CheckpointStore(folder / CHECKPOINTS, keep=config.keep_checkpoints)
 
 
-def _weights_of(init: FromCheckpoint) -> CheckpointStore:
-    return CheckpointStore(f"{init.path}/{CHECKPOINTS}")
-
-
 def _trees(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds: its step is the name of its folder."""
+    """What a checkpoint holds: its step is the name of its folder, and what is frozen is saved elsewhere."""
     return {"params": state.params, "opt_state": state.opt_state, "guard": state.guard}
 
 
 def _restore(checkpoints: CheckpointStore, *, steps: Steps) -> TrainState | None:
-    """The newest complete checkpoint of this run; None if none was ever saved."""
+    """The newest complete checkpoint of this run, without what is frozen; None if none was ever saved."""
     if not checkpoints.steps():
         return None
     restored = checkpoints.restore(_trees(steps.abstract))
@@ -270,33 +269,18 @@ def _start(config: TrainConfig, folder: Path, *, steps: Steps) -> TrainState:
     match config.init:
         case RandomInit(seed=seed):
             return steps.init(jax.random.key(seed))
-        case FromCheckpoint() as init:
-            return steps.start(_source_params(init, folder, steps=steps))
+        case FromCheckpoint() as init if config.adapter is None:
+            return steps.start(source_params(init, folder, abstract=steps.abstract.params))
+        case FromCheckpoint():
+            return steps.start(_frozen(config, folder, steps=steps))
 
 
-def _source_params(init: FromCheckpoint, folder: Path, *, steps: Steps) -> Any:
-    """The weights that the run started from when it was first started; the newest there are, if that is now."""
-    pinned = _read_input(folder)
-    at = pinned.get("init_step")
-    with _weights_of(init) as store:
-        if at is not None and at not in store.steps():
-            raise TrainError(_other_source(folder, init, f"checkpoint {at} is gone"))
-        restored = store.restore({"params": steps.abstract.params}, step=at)
-        sha256 = store.params_sha256(restored.step)
-    for note in restored.notes:
-        _log.warning(note)
-    if at is None:
-        pinned |= {"init_step": restored.step, "init_sha256": sha256}
-        write_atomically(folder / INPUT, json.dumps(pinned, indent=1) + "\n")
-    elif pinned["init_sha256"] != sha256:
-        raise TrainError(_other_source(folder, init, f"checkpoint {at} holds others now"))
-    return restored.trees["params"]
-
-
-def _other_source(folder: Path, init: FromCheckpoint, problem: str) -> str:
-    return (
-        f"{folder} was started from other weights than {init.path} holds: {problem}; put them back, or choose "
-        "another --out"
+def _frozen(config: TrainConfig, folder: Path, *, steps: Steps) -> Any:
+    """What an adapter is trained beside; nothing without one."""
+    if config.adapter is None or not isinstance(config.init, FromCheckpoint):
+        return ()
+    return frozen_params(
+        config.init, folder, model=config.model, adapter=config.adapter, abstract=steps.abstract.frozen
     )
 
 
@@ -316,6 +300,11 @@ def _summary(config: TrainConfig, folder: Path, *, packed: PackedFolder, rows: S
     return {
         "steps": steps,
         "parameters": count_params(config.model),
+        **(
+            {}
+            if config.adapter is None
+            else {"adapter_parameters": count_adapter(config.model, adapter=config.adapter)}
+        ),
         "rows_per_step": float(rows.per_step),
         **run_figures(folder),
         "packing": {**dataclasses.asdict(packed.stats), "efficiency": packed.stats.efficiency},

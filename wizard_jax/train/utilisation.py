@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 
 from launch.slices import generation_of
 from wizard_jax.model.config import ModelConfig
-from wizard_jax.model.flops import FORMULA, token_flops
+from wizard_jax.model.flops import formula, token_flops
+from wizard_jax.model.lora import LoRA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,12 @@ class Utilisation:
 
 
 def utilisation_of(
-    model: ModelConfig, *, seq_len: int, mesh: Mesh, peak_flops: float | None = None
+    model: ModelConfig,
+    *,
+    seq_len: int,
+    mesh: Mesh,
+    peak_flops: float | None = None,
+    adapter: LoRA | None = None,
 ) -> Utilisation | None:
     """None where nobody says what a device can do: not the setting `peak_flops`, nor the table of TPUs."""
     kind = mesh.devices.flat[0].device_kind
@@ -48,8 +54,8 @@ def utilisation_of(
     else:
         return None
     return Utilisation(
-        flops_per_token=token_flops(model, seq_len=seq_len).total,
-        flops_formula=FORMULA,
+        flops_per_token=token_flops(model, seq_len=seq_len, adapter=adapter).total,
+        flops_formula=formula(adapter),
         devices=mesh.size,
         peak_flops_per_device=peak,
         peak_from=peak_from,
