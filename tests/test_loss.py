@@ -119,7 +119,9 @@ def test_on_a_mesh_loss_and_gradients_are_the_same(config: MeshConfig, vocabular
     ]
     with jax.set_mesh(mesh):
         found = jax.jit(jax.value_and_grad(mean, argnums=(0, 1)))(*placed)
+        of_hidden = jax.jit(jax.grad(mean))(*placed)  # as where the unembedding is frozen
     assert "fsdp" in str(placed[1].sharding.spec)
+    np.testing.assert_array_equal(of_hidden, found[1][0])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * float(jnp.abs(b).max())), found, expected
     )

@@ -6,12 +6,14 @@ Shape legend: B batch, L length, D model, V vocabulary, P positions in one block
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from wizard_jax.model.sharding import constrain
+from wizard_jax.model.sharding import MESH_AXES, RULES, constrain, partition_spec
 
 BLOCK_POSITIONS = 512
 WHOLE_BUT_VOCAB = (None, "vocab")  # how the unembedding lies while blocks are computed with it
@@ -106,7 +108,66 @@ def _blockwise_forward(
     z_loss: float, hidden: Any, unembedding: Any, targets: Any, weights: Any
 ) -> tuple[Sums, _Gradients]:
     """Each array comes as its `value` and whether it is `perturbed`, that is differentiated with respect to."""
-    unembedding_DxV = constrain(unembedding.value, WHOLE_BUT_VOCAB)
+    of_rows = functools.partial(_of_rows, z_loss=z_loss, wanted=unembedding.perturbed)
+    whole = constrain(unembedding.value, WHOLE_BUT_VOCAB)
+    sums, dhidden, dunembedding = _on_every_device(of_rows, hidden.value, whole, targets.value, weights.value)
+    if dunembedding is None:
+        return sums, _Gradients(dhidden, None)
+    # Before the layers' turn: XLA would keep the float32 matrix until they are done.
+    dunembedding = dunembedding.astype(whole.dtype)
+    both = jax.lax.optimization_barrier((dhidden, dunembedding))  # type: ignore[no-untyped-call]
+    return sums, _Gradients(*both)
+
+
+OfRows = Callable[..., tuple[Sums, jax.Array, jax.Array | None]]
+
+
+def _on_every_device(
+    of_rows: OfRows, hidden_NxBxPxD: jax.Array, unembedding_DxV: jax.Array, *columns: jax.Array
+) -> Any:
+    """`of_rows` of all rows. On a mesh each device adds up its own rows, and then once over the devices.
+
+    Left to itself XLA may add up the gradient of the unembedding over the devices in every block.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    over = RULES["batch"] if set(MESH_AXES) <= set(mesh.axis_names) else ()
+    ways = math.prod(mesh.shape[axis] for axis in over)
+    if ways == 1 or hidden_NxBxPxD.shape[1] % ways:
+        return of_rows(hidden_NxBxPxD, unembedding_DxV, *columns)
+    fsdp, others = "fsdp", tuple(axis for axis in over if axis != "fsdp")
+    scattered = unembedding_DxV.shape[0] % mesh.shape[fsdp] == 0
+    psum: Any = jax.lax.psum  # jax leaves it untyped
+    psum_scatter: Any = jax.lax.psum_scatter
+
+    def per_device(*arrays: jax.Array) -> tuple[Sums, jax.Array, jax.Array | None]:
+        sums, dhidden, dunembedding = of_rows(*arrays)
+        if dunembedding is not None and scattered:
+            dunembedding = psum(psum_scatter(dunembedding, fsdp, scatter_dimension=0, tiled=True), others)
+        elif dunembedding is not None:
+            dunembedding = psum(dunembedding, over)
+        return psum(sums, over), dhidden, dunembedding
+
+    rows, everywhere = (partition_spec(axes, mesh.shape) for axes in ((None, "batch"), ()))
+    parts = partition_spec(("embed",), mesh.shape) if scattered else everywhere
+    return jax.shard_map(
+        per_device,
+        in_specs=(rows, everywhere, *(rows for _ in columns)),
+        out_specs=(everywhere, rows, parts),
+        axis_names=set(over),
+        check_vma=False,  # what a scan starts from is the same on all devices, and what it adds up is not
+    )(hidden_NxBxPxD, unembedding_DxV, *columns)
+
+
+def _of_rows(
+    hidden_NxBxPxD: jax.Array,
+    unembedding_DxV: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    z_loss: float,
+    wanted: bool,
+) -> tuple[Sums, jax.Array, jax.Array | None]:
+    """The loss of these rows, and its gradient: of `hidden` in its dtype, of the unembedding in float32 if wanted."""
 
     def add(
         carry: tuple[Sums, jax.Array | None], block: tuple[jax.Array, ...]
@@ -121,18 +182,12 @@ def _blockwise_forward(
             unembedding_gradient += dot("bpd,bpv->dv", hidden_BxPxD, dlogits_BxPxV)
         return (_added(sums, of_block), unembedding_gradient), dhidden_BxPxD.astype(hidden_BxPxD.dtype)
 
-    nothing = (_zeros(), jnp.zeros(unembedding_DxV.shape, jnp.float32) if unembedding.perturbed else None)
-    one_block = hidden.value.shape[0] == 1  # then no loop is left: XLA's CPU loops slow down what is in them
+    nothing = (_zeros(), jnp.zeros(unembedding_DxV.shape, jnp.float32) if wanted else None)
+    one_block = hidden_NxBxPxD.shape[0] == 1  # then no loop is left: XLA's CPU loops slow down what is in them
     (sums, dunembedding_DxV), dhidden_NxBxPxD = jax.lax.scan(
-        add, nothing, (hidden.value, targets.value, weights.value), unroll=one_block
+        add, nothing, (hidden_NxBxPxD, targets, weights), unroll=one_block
     )
-    if dunembedding_DxV is None:
-        return sums, _Gradients(dhidden_NxBxPxD, None)
-    dunembedding_DxV = constrain(dunembedding_DxV, ("embed", "vocab")).astype(unembedding_DxV.dtype)
-    # Summed over the devices, and so a small part of it on each, before the layers' turn. Left to itself XLA keeps
-    # the whole float32 matrix until they are done: 0.5 GiB of 7B.
-    both = jax.lax.optimization_barrier((dhidden_NxBxPxD, dunembedding_DxV))  # type: ignore[no-untyped-call]
-    return sums, _Gradients(*both)
+    return sums, dhidden_NxBxPxD, dunembedding_DxV
 
 
 def _blockwise_backward(
