@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from wizard_jax.model.sharding import MeshConfig, make_mesh
-from wizard_jax.train.checkpoint import CheckpointError, CheckpointStore
+from wizard_jax.train.checkpoint import CheckpointError, CheckpointStore, Keep
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -108,7 +108,7 @@ def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path: pathlib.Path) -
 
 
 def test_only_the_newest_are_kept(tmp_path: pathlib.Path) -> None:
-    with CheckpointStore(tmp_path, keep=2) as store:
+    with CheckpointStore(tmp_path, keep=Keep(newest=2)) as store:
         for step in (1, 2, 3, 4):
             store.save(step, trees(step))
         store.wait()
@@ -118,7 +118,7 @@ def test_only_the_newest_are_kept(tmp_path: pathlib.Path) -> None:
 
 def test_a_step_is_saved_again_in_place_of_a_damaged_one(saved: pathlib.Path) -> None:
     lose_a_file(saved / "3")
-    with CheckpointStore(saved, keep=2) as store:
+    with CheckpointStore(saved, keep=Keep(newest=2)) as store:
         store.save(3, trees(30.0))
         store.wait()
         assert_same(store.restore(abstract("params", "opt_state"), step=3).trees, trees(30.0))
@@ -143,7 +143,7 @@ def test_a_damaged_step_is_never_trusted_when_a_run_dies_as_it_saves_it_again(
 
 def test_what_is_restored_is_not_removed_while_a_newer_one_is_damaged(saved: pathlib.Path) -> None:
     lose_a_file(saved / "3")
-    with CheckpointStore(saved, keep=1) as store:
+    with CheckpointStore(saved, keep=Keep(newest=1)) as store:
         store.save(2, trees(20.0))
         store.wait()
         assert store.restore(abstract("params")).step == 2
@@ -274,7 +274,7 @@ def test_killed_while_it_saves_the_checkpoint_before_is_whole(tmp_path: pathlib.
     child.send_signal(signal.SIGKILL)
     child.wait()
     wanted = {"params": {str(name): jax.ShapeDtypeStruct((3_000_000,), jnp.float32) for name in range(4)}}
-    with CheckpointStore(tmp_path, keep=3) as store:
+    with CheckpointStore(tmp_path, keep=Keep(newest=3)) as store:
         restored = store.restore(wanted)
         assert restored.step >= 2
         assert restored.notes == ()

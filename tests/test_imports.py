@@ -24,7 +24,7 @@ ALLOWED = {
 """Package -> the packages of this project that it may import."""
 
 LEVELS = (
-    {"tokenizer_engines", "progress", "doctor"},
+    {"tokenizer_engines", "progress", "doctor", "hosts"},
     {"tokenizer", "chat_formats"},
     {"chat"},
     {"data", "model"},

@@ -74,7 +74,7 @@ def test_output_goes_on_and_into_the_log(tmp_path: Path, capfd: pytest.CaptureFi
     assert run_locally(command, log=log) == 0
     out, errors = capfd.readouterr()
     assert out.splitlines() == ["start 1", "start 2"]
-    assert errors.splitlines() == ["launch: the command was told to stop (42): restart 1 of 3"]
+    assert errors.splitlines() == ["launch: the command asked to be started again (42): restart 1 of 3"]
     assert log.read_text().splitlines() == ["start 1", *errors.splitlines(), "start 2"]
     assert run_locally([sys.executable, "-c", "import sys; sys.stderr.write('late')"], log=log) == 0
     assert log.read_text().endswith("start 2\nlate"), "a log is appended to, with what goes to standard error"

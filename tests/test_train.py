@@ -337,15 +337,6 @@ def test_a_vocabulary_larger_than_the_model_s_is_refused(config: TrainConfig, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_several_processes_are_refused_before_there_is_a_folder(
-    config: TrainConfig, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(UserError, match=r"4 processes .* one host"):
-        train(config, tmp_path / "run", progress=quiet)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"d_ff": 64}, "d_ff: 32 -> 64"), ({"rope_theta": 5e5}, "rope_theta: 10000.0 -> 500000.0")],

@@ -157,6 +157,8 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     places = parser.add_subparsers(metavar="WHERE", required=True)
     text = "run a verb on this machine, and again after exit code 42 or death by a signal"
     local = places.add_parser("local", help=text, description=text, usage="%(prog)s [options] -- VERB ...")
+    local.add_argument("--processes", type=int, default=1, help="how many, which make one run (default: 1)")
+    local.add_argument("--devices", type=int, help="simulate so many CPU devices in each")
     local.add_argument("--restarts", type=int, default=3, help="how often at most (default: 3)")
     local.add_argument("--log", type=Path, help="a file to append its output to")
     local.add_argument("command", nargs=argparse.REMAINDER, metavar="-- VERB ...", help="a verb with its arguments")
@@ -231,15 +233,18 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     from wizard_jax.doctor import check_platforms
-    from wizard_jax.progress import show_progress
+    from wizard_jax.hosts.joining import joined
+    from wizard_jax.progress import nobody, show_progress
     from wizard_jax.train.config import TrainConfig
     from wizard_jax.train.train import train
 
     check_platforms()
     config = _load(TrainConfig, arguments)
-    with show_progress("train") as progress:
-        summary = train(config, arguments.out, progress=progress)
-    say(f"{summary['steps']:,} steps on {summary['trained_tokens']:,.0f} trained tokens; the run is in {arguments.out}")
+    with joined() as hosts, show_progress("train") if hosts.is_first else contextlib.nullcontext(nobody) as progress:
+        summary = train(config, arguments.out, progress=progress, hosts=hosts)
+    steps, tokens = summary["steps"], summary["trained_tokens"]
+    if hosts.is_first:
+        say(f"{steps:,} steps on {tokens:,.0f} trained tokens; the run is in {arguments.out}")
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -302,7 +307,13 @@ def _launch_local(arguments: argparse.Namespace) -> int:
     if not words:
         raise UserError("wizard launch local runs a verb: write it after --, as in -- train FILE --out FOLDER")
     command = [sys.executable, "-P", "-m", "wizard_jax", *words]
-    return run_locally(command, restarts=arguments.restarts, log=arguments.log)
+    return run_locally(
+        command,
+        processes=arguments.processes,
+        devices=arguments.devices,
+        restarts=arguments.restarts,
+        log=arguments.log,
+    )
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

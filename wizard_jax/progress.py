@@ -25,6 +25,11 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int, facts: Mapping[str, int | str | float]) -> None: ...
 
 
+def nobody(done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
+    """Progress that is shown elsewhere, by another process."""
+    del done, total, facts
+
+
 @contextlib.contextmanager
 def show_progress(verb: str) -> Iterator[Progress]:
     """A callable to report (done, total, facts) to; what it was told last stays on the screen."""

@@ -1,16 +1,20 @@
 """Checkpoints of a run: saved in the background, verified before they are trusted.
 
 checkpoints/200/        one Orbax folder of named trees: params, opt_state, guard (an imported one: params alone)
-checkpoints/200.json    every file of it and its size, written once Orbax has committed the folder
+checkpoints/200.json    every file of it with its size and checksum, and what was measured there; written once Orbax
+                        has committed the folder
+
+Of several processes each writes its part of the arrays, and checks its part of the files.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -21,11 +25,15 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from configs.errors import UserError
+from wizard_jax.hosts.group import ALONE, Hosts
 
 PARAMS = "params"
+LOSS = "loss"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _COMMITTED = "commit_success.txt"
 _CHUNK = 1 << 24
+_MINUTES = 60.0
+"""What processes wait for one another while terabytes are written or read."""
 # What Orbax and TensorStore raise for bytes that are missing or wrong (a full memory is a RuntimeError).
 _DAMAGE = (OSError, ValueError, LookupError)
 
@@ -36,6 +44,30 @@ Convert = Callable[[tuple[str, ...], jax.Array], Any]
 
 class CheckpointError(UserError):
     """A checkpoint that was asked for, or all there are, can not be restored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Which checkpoints survive a save: the `newest`, those at multiples of `every`, the `best` by the measured loss.
+
+    None keeps all for `newest`, and none for the others.
+    """
+
+    newest: int | None = None
+    every: int | None = None
+    best: int | None = None
+
+    def of(self, saved: Mapping[int, float | None]) -> set[int]:
+        """The steps to keep of those saved, each with the loss that was measured there, if one was."""
+        steps = sorted(saved)
+        kept = set(steps if self.newest is None else steps[-self.newest :])
+        if self.every is not None:
+            kept |= {step for step in steps if step % self.every == 0}
+        losses = sorted((loss, step) for step, loss in saved.items() if loss is not None)
+        return kept | {step for _, step in losses[: self.best or 0]}
+
+
+KEEP_ALL = Keep()
 
 
 class Restored(NamedTuple):
@@ -49,14 +81,13 @@ class Restored(NamedTuple):
 class CheckpointStore:
     """The `checkpoints` folder of a run, local or gs://. Close it, or use it as a context manager."""
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep: int | None = None) -> None:
-        """`keep` newest checkpoints survive a save; None keeps all."""
-        assert keep is None or keep > 0, keep
+    def __init__(self, folder: str | os.PathLike[str], *, keep: Keep = KEEP_ALL, hosts: Hosts = ALONE) -> None:
+        """Of several processes every one must make the same calls."""
         name = os.fspath(folder)
         self.folder = epath.Path(name if "://" in name else os.path.abspath(name))  # Orbax takes no relative path
-        self._keep = keep
+        self._keep, self._hosts = keep, hosts
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._saving: Future[None] | None = None
+        self._saving: tuple[int, Future[None]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -72,20 +103,38 @@ class CheckpointStore:
         finally:
             self._thread.shutdown()
 
-    def save(self, step: int, trees: Mapping[str, Any]) -> None:
-        """Start to save `trees` as `step`; on return they may be donated. Waits for the save before."""
+    def save(self, step: int, trees: Mapping[str, Any], *, loss: float | None = None) -> None:
+        """Start to save `trees` as `step`; on return they may be donated. Waits for the save before.
+
+        `loss` is what was measured at this step, for `Keep.best`. Raises CheckpointError as `wait` does.
+        """
         self.wait()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            self._remove(step)
-        response = ocp.save_checkpointables_async(self._path(step), dict(trees), overwrite=True)
-        self._saving = self._thread.submit(self._commit, step, response)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._hosts.is_first:
+                self._remove(step)
+            response = ocp.save_checkpointables_async(self._path(step), dict(trees), overwrite=True)
+        except _DAMAGE as error:
+            raise self._unsaved(step, error) from error
+        self._saving = step, self._thread.submit(self._commit, step, response, loss)
 
     def wait(self) -> None:
-        """Until the save under way, if any, is complete; raises what went wrong with it."""
+        """Until the save under way, if any, is complete; raises CheckpointError for what went wrong with it."""
         saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
+        if saving is None:
+            return
+        step, future = saving
+        try:
+            future.result()
+        except _DAMAGE as error:
+            raise self._unsaved(step, error) from error
+
+    def _unsaved(self, step: int, error: BaseException) -> CheckpointError:
+        left = _listed(other for other in self.steps() if other != step)
+        return CheckpointError(
+            f"checkpoint {step} can not be saved in {self.folder}: {_first_line(error)}; whole ones there: {left}. "
+            "Make room, or mend what it says, and start the same command again"
+        )
 
     def steps(self) -> tuple[int, ...]:
         """Every step that was committed here and not removed by `keep`, damaged or not, in rising order."""
@@ -93,6 +142,11 @@ class CheckpointStore:
             return ()
         names = (path.name.removesuffix(".json") for path in self.folder.iterdir())
         return tuple(sorted({int(name) for name in names if name.isdecimal()}))
+
+    def agreed_steps(self) -> tuple[int, ...]:
+        """`steps` as process 0 sees them: on the file system of many machines others may see less for a moment."""
+        steps: list[int] = json.loads(self._hosts.gather("checkpoints", json.dumps(self.steps()))[0])
+        return tuple(steps)
 
     def restore(
         self, abstract: Mapping[str, Any], *, step: int | None = None, convert: Convert | None = None
@@ -105,24 +159,19 @@ class CheckpointStore:
         becomes what `convert(path, array)` makes of it before the next is read. Raises CheckpointError for a
         damaged `step`, for arrays of other shapes, and if nothing complete is left.
         """
-        candidates = self.steps()
+        candidates = self.agreed_steps()
         if not candidates:
             raise CheckpointError(f"{self.folder} holds no checkpoint: has the run saved one yet?")
         if step is not None and step not in candidates:
             raise CheckpointError(f"{self.folder} holds no checkpoint {step}; there are: {_listed(candidates)}")
         damaged: list[str] = []
         for candidate in (step,) if step is not None else reversed(candidates):
-            problem = self._damage(candidate)
+            problem = self._any(f"files of checkpoint {candidate}", self._damage(candidate))
             if problem is None:
-                try:
-                    trees = self._load(candidate, abstract, convert)
-                except CheckpointError:
-                    raise
-                except _DAMAGE as error:
-                    problem = f"{self._path(candidate)} can not be read: {_first_line(error)}"
-                else:
-                    notes = [f"checkpoint {candidate} is taken instead of a newer one: {d}" for d in damaged]
-                    return Restored(candidate, trees, tuple(notes))
+                trees, problem = self._tried(candidate, abstract, convert)
+            if problem is None:
+                notes = [f"checkpoint {candidate} is taken instead of a newer one: {one}" for one in damaged]
+                return Restored(candidate, trees, tuple(notes))
             damaged.append(problem)
         if step is not None:
             others = _listed([other for other in candidates if other != step])
@@ -135,9 +184,12 @@ class CheckpointStore:
     def params_sha256(self, step: int) -> str:
         """Of the names, sizes and checksums of the files that hold the parameters of a restored `step`."""
         manifest = self._manifest(step)
-        files = json.loads(manifest.read_text())["files"] if manifest.exists() else _files(self._path(step))
+        files = json.loads(manifest.read_text())["files"] if manifest.exists() else self._read_through(step)
         params = {name: told for name, told in files.items() if name.startswith(f"{PARAMS}/")}
         return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
+
+    def _read_through(self, step: int) -> dict[str, dict[str, int]]:
+        return _files(self._path(step), _names(self._path(step)))
 
     def _path(self, step: int) -> epath.Path:
         return self.folder / str(step)
@@ -145,20 +197,57 @@ class CheckpointStore:
     def _manifest(self, step: int) -> epath.Path:
         return self.folder / f"{step}.json"
 
-    def _commit(self, step: int, response: ocp.AsyncResponse[None]) -> None:
+    def _any(self, name: str, problem: str | None) -> str | None:
+        """The first problem that any process has."""
+        told = self._hosts.gather(name, problem or "", minutes=_MINUTES)
+        return next((one for one in told if one), None)
+
+    def _tried(
+        self, step: int, abstract: Mapping[str, Any], convert: Convert | None
+    ) -> tuple[dict[str, Any], str | None]:
+        """The trees, or what any process finds wrong on reading them. Raises CheckpointError for another model's."""
+        trees, problem = {}, None
+        try:
+            trees = self._load(step, abstract, convert)
+        except CheckpointError:
+            raise
+        except _DAMAGE as error:
+            problem = f"{self._path(step)} can not be read: {_first_line(error)}"
+        return trees, self._any(f"arrays of checkpoint {step}", problem)
+
+    def _commit(self, step: int, response: ocp.AsyncResponse[None], loss: float | None) -> None:
         """Once Orbax is done: the manifest, then remove what `keep` no longer wants and unfinished saves."""
         response.result()
-        if jax.process_index() != 0:
-            return
-        written = self._manifest(step).with_suffix(".json.new")
-        written.write_text(json.dumps({"files": _files(self._path(step))}, indent=1, sort_keys=True))
-        written.replace(self._manifest(step))
-        earlier = [other for other in self.steps() if other <= step]
-        for old in earlier[: -self._keep] if self._keep else ():
-            self._remove(old)
+        mine = json.dumps(_files(self._path(step), self._share(_names(self._path(step)))))
+        parts = self._hosts.gather(f"saved {step}", mine, minutes=_MINUTES)
+        if self._hosts.is_first:
+            files = {name: told for part in parts for name, told in json.loads(part).items()}
+            written = self._manifest(step).with_suffix(".json.new")
+            measured = {} if loss is None else {LOSS: loss}
+            written.write_text(json.dumps({"files": files, **measured}, indent=1, sort_keys=True))
+            written.replace(self._manifest(step))
+            self._tidy(upto=step)
+        self._hosts.wait(f"committed {step}")
+
+    def _tidy(self, *, upto: int) -> None:
+        saved = {step: self._loss(step) for step in self.steps() if step <= upto}
+        for step in saved.keys() - self._keep.of(saved):
+            self._remove(step)
         for path in self.folder.iterdir():
             if _UNFINISHED in path.name:
                 path.rmtree(missing_ok=True)
+
+    def _loss(self, step: int) -> float | None:
+        """What was measured at `step`; None where nothing was, or its manifest can not be read."""
+        try:
+            loss: float | None = json.loads(self._manifest(step).read_text()).get(LOSS)
+        except (OSError, ValueError, AttributeError):
+            return None
+        return loss
+
+    def _share(self, names: Sequence[str]) -> Sequence[str]:
+        """Of the files of a checkpoint, those that this process reads through."""
+        return sorted(names)[self._hosts.index :: self._hosts.count]
 
     def _remove(self, step: int) -> None:
         """The manifest goes last: while it is there, half a folder is damaged, and a damaged one stays so."""
@@ -174,14 +263,14 @@ class CheckpointStore:
             expected = json.loads(manifest.read_text())["files"]
         except (ValueError, LookupError, TypeError) as error:
             return f"{manifest} can not be read: {_first_line(error)}"
-        there = _files(folder) if folder.exists() else {}
-        for name, told in expected.items():
-            if name not in there:
-                return f"{folder / name} is missing"
-            if told["bytes"] != there[name]["bytes"]:
-                return f"{folder / name} has {there[name]['bytes']:,} bytes of {told['bytes']:,}"
-            if told != there[name]:
-                return f"{folder / name} has other bytes than were saved (CRC-32C)"
+        for name in self._share(list(expected)):
+            told, file = expected[name], folder / name
+            if not file.exists():
+                return f"{file} is missing"
+            if (size := int(file.stat().length)) != told["bytes"]:
+                return f"{file} has {size:,} bytes of {told['bytes']:,}"
+            if _checksum(file) != told["crc32c"]:
+                return f"{file} has other bytes than were saved (CRC-32C)"
         return None
 
     def _load(self, step: int, abstract: Mapping[str, Any], convert: Convert | None) -> dict[str, Any]:
@@ -235,15 +324,14 @@ def _placed(leaf: Any) -> Any:
     return leaf
 
 
-def _files(folder: epath.Path) -> dict[str, dict[str, int]]:
-    """Size and checksum of every file under `folder`, by its path in there.
+def _names(folder: epath.Path) -> list[str]:
+    """Every file under `folder`, by its path in there."""
+    return [str((parent / name).relative_to(folder)) for parent, _, names in folder.walk() for name in names]
 
-    Orbax does not notice a changed byte among incompressible numbers.
-    """
-    files = (parent / name for parent, _, names in folder.walk() for name in names)
-    return {
-        str(path.relative_to(folder)): {"bytes": int(path.stat().length), "crc32c": _checksum(path)} for path in files
-    }
+
+def _files(folder: epath.Path, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Size and checksum of files: Orbax does not notice a changed byte among incompressible numbers."""
+    return {name: {"bytes": int((folder / name).stat().length), "crc32c": _checksum(folder / name)} for name in names}
 
 
 def _checksum(path: epath.Path) -> int:

@@ -78,6 +78,14 @@ class TrainConfig:
     mesh: MeshConfig = setting(MeshConfig(), operational=True, doc="how devices divide the work")
     checkpoint_every: int = setting(500, operational=True, doc="steps between checkpoints; the last is always saved")
     keep_checkpoints: int = setting(2, operational=True, doc="newest checkpoints to keep")
+    keep_every: int | None = setting(None, operational=True, doc="and those at its multiples, for good")
+    keep_best: int | None = setting(None, operational=True, doc="and those of the lowest held-out losses, so many")
+    stall_minutes: float = setting(
+        30.0,
+        operational=True,
+        doc="without a finished step: all stacks are dumped, and the process ends with 42; four times that for the "
+        "first step, which compiles",
+    )
     log_every: int = setting(10, operational=True, doc="steps between visits of the device; every step is logged")
     held_out: HeldOut | None = setting(
         None, operational=True, doc="measure the loss on what data.held_out_share holds out"
@@ -113,8 +121,16 @@ class TrainConfig:
             find_slice(self.slice)
         elif self.slices > 1:
             raise UserError(f"slices is {self.slices}, and slice says of what: give one, such as slice=v5e-16")
+        if self.keep_best is not None and (self.held_out is None or self.checkpoint_every % self.held_out.every):
+            raise UserError(
+                "keep_best goes by the held-out loss, which every checkpoint must have: set held_out, and "
+                "checkpoint_every to a multiple of held_out.every"
+            )
+        if self.stall_minutes <= 0:
+            raise UserError(f"stall_minutes is {self.stall_minutes}: it must be above 0")
         least = {"steps": 0, "z_loss": 0, "slices": 1, "gradient_accumulation": 1, "checkpoint_every": 1}
-        for name, minimum in {**least, "keep_checkpoints": 1, "log_every": 1}.items():
+        least |= {"keep_checkpoints": 1, "keep_every": 1, "keep_best": 1, "log_every": 1}
+        for name, minimum in least.items():
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise UserError(f"{name} is {value}: it must be at least {minimum}")

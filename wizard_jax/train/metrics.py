@@ -120,6 +120,7 @@ class Recorder:
         self._compiling = CompileClock()
         self._shown: Facts = {}
         self._held_out: str | float | None = None
+        self._held_out_at: tuple[int, float | None] = (-1, None)
         self._since = time.perf_counter()
         self.is_first = True
         self._saved: tuple[int, float] | None = None
@@ -141,6 +142,15 @@ class Recorder:
 
     def add(self, step: int, metrics: StepMetrics) -> None:
         self._pending.append(_Pending(step, metrics, self._data.seconds if self._data else 0.0))
+
+    def forget_after(self, step: int) -> None:
+        """Later steps have changed nothing, and are not logged."""
+        self._pending = [pending for pending in self._pending if pending.step <= step]
+
+    def held_out_loss(self, step: int) -> float | None:
+        """What was measured after so many updates, if that was the last measurement, and is a number."""
+        measured_at, loss = self._held_out_at
+        return loss if measured_at == step else None
 
     def record(self, *, lag: int) -> None:
         """Log every step but the newest `lag`. The first of a process is logged alone: it holds the compilation."""
@@ -183,7 +193,7 @@ class Recorder:
         timing = {"seconds": self._since - began - compiling}
         if compiling:
             timing["compile_seconds"] = compiling
-        self._held_out = _text(found["loss"])
+        self._held_out, self._held_out_at = _text(found["loss"]), (step, found["loss"])
         self._write(step, {HELD_OUT: dict(found), TIMING: timing})
         self._flush()
         self._tell(step, doing="compile the step" if self.is_first and step < self._total else None)

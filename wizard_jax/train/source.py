@@ -17,6 +17,7 @@ import jax
 
 from configs.errors import UserError
 from configs.folder import IDENTITY, load_config, read_identity, write_atomically
+from wizard_jax.hosts.group import ALONE, Hosts
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import Params, abstract_params, logical_axes
 from wizard_jax.model.lora import LoRA, freeze, init_adapter, merge, trained_axes
@@ -48,8 +49,8 @@ def read_input(folder: Path) -> dict[str, Any]:
     return told
 
 
-def weights_of(init: FromCheckpoint) -> CheckpointStore:
-    return CheckpointStore(f"{init.path}/{CHECKPOINTS}")
+def weights_of(init: FromCheckpoint, *, hosts: Hosts = ALONE) -> CheckpointStore:
+    return CheckpointStore(f"{init.path}/{CHECKPOINTS}", hosts=hosts)
 
 
 def check_whole(init: FromCheckpoint) -> None:
@@ -64,15 +65,17 @@ def check_whole(init: FromCheckpoint) -> None:
         )
 
 
-def source_params(init: FromCheckpoint, folder: Path, *, abstract: Params, convert: Convert | None = None) -> Params:
+def source_params(
+    init: FromCheckpoint, folder: Path, *, abstract: Params, convert: Convert | None = None, hosts: Hosts = ALONE
+) -> Params:
     """The weights that the run started from when it was first started; the newest there are, if that is now.
 
     `abstract` is the model's tree with shardings; `convert` is applied to each array by its path. Raises SourceError.
     """
     pinned = read_input(folder)
     at = pinned.get("init_step")
-    with weights_of(init) as store:
-        if at is not None and at not in store.steps():
+    with weights_of(init, hosts=hosts) as store:
+        if at is not None and at not in store.agreed_steps():
             raise SourceError(_other_source(folder, init, f"checkpoint {at} is gone"))
         restored = store.restore({PARAMS: abstract}, step=at, convert=convert)
         sha256 = store.params_sha256(restored.step)
@@ -80,7 +83,8 @@ def source_params(init: FromCheckpoint, folder: Path, *, abstract: Params, conve
         _log.warning(note)
     if at is None:
         pinned |= {"init_step": restored.step, "init_sha256": sha256}
-        write_atomically(folder / INPUT, json.dumps(pinned, indent=1) + "\n")
+        if hosts.is_first:
+            write_atomically(folder / INPUT, json.dumps(pinned, indent=1) + "\n")
     elif pinned["init_sha256"] != sha256:
         raise SourceError(_other_source(folder, init, f"checkpoint {at} holds others now"))
     params: Params = restored.trees[PARAMS]
@@ -94,7 +98,15 @@ def _other_source(folder: Path, init: FromCheckpoint, problem: str) -> str:
     )
 
 
-def frozen_params(init: FromCheckpoint, folder: Path, *, model: ModelConfig, adapter: LoRA, abstract: Params) -> Params:
+def frozen_params(
+    init: FromCheckpoint,
+    folder: Path,
+    *,
+    model: ModelConfig,
+    adapter: LoRA,
+    abstract: Params,
+    hosts: Hosts = ALONE,
+) -> Params:
     """The base of an adapter as the step takes it: `abstract` is the state's `frozen`, with shardings."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = jax.tree.leaves(placed)[0].mesh
@@ -105,7 +117,7 @@ def frozen_params(init: FromCheckpoint, folder: Path, *, model: ModelConfig, ada
         return jax.jit(frozen, out_shardings=where, donate_argnums=0)(array)
 
     whole = abstract_on(mesh, model)
-    return source_params(init, folder, abstract=whole, convert=stored)
+    return source_params(init, folder, abstract=whole, convert=stored, hosts=hosts)
 
 
 def merged_params(

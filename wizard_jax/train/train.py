@@ -17,34 +17,36 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
 from configs.errors import UserError
-from configs.folder import IDENTITY, open_stage, read_complete, read_identity, write_atomically
+from configs.folder import IDENTITY, StageFolder, read_complete, read_identity, write_atomically
 from configs.interrupt import stop_flag
 from configs.loader import entries
 from data_gen.shards import dataset_folder, read_manifest
+from launch.slices import find_slice
 from wizard_jax.chat import check_tokenizer, get_format
 from wizard_jax.data.packing import AUDIT, PackedFolder, pack
-from wizard_jax.data.pipeline import ahead, batches
 from wizard_jax.data.steps import StepRows, step_rows
 from wizard_jax.doctor import check_extra
+from wizard_jax.hosts.folder import open_together
+from wizard_jax.hosts.group import ALONE, Hosts
+from wizard_jax.hosts.watching import StallWatch
 from wizard_jax.model.decoder import count_params
 from wizard_jax.model.lora import count_adapter, needs_qwix
-from wizard_jax.model.sharding import RULES, batch_sharding
+from wizard_jax.model.sharding import RULES
 from wizard_jax.progress import Progress
 from wizard_jax.tokenizer import Tokenizer
-from wizard_jax.train.checkpoint import CheckpointStore
+from wizard_jax.train.checkpoint import CheckpointStore, Keep
 from wizard_jax.train.compilation import compilation_cache
 from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
+from wizard_jax.train.feeding import fed_to_devices
 from wizard_jax.train.fit import fitting_mesh, steps_of
+from wizard_jax.train.halting import Halting
 from wizard_jax.train.held_out import HeldOutRows
 from wizard_jax.train.metrics import Recorder, read_metrics
 from wizard_jax.train.optimizer import check_schedule
@@ -60,15 +62,16 @@ from wizard_jax.train.source import (
     source_params,
     weights_of,
 )
-from wizard_jax.train.step import HALT, Steps, TrainState
+from wizard_jax.train.step import Steps, TrainState
 from wizard_jax.train.summary import run_figures
 from wizard_jax.train.trackers import check_trackers, open_trackers
 from wizard_jax.train.utilisation import utilisation_of
 
-BATCHES_AHEAD = 2
-"""On the devices, beside the one that a step works on."""
 FREE_WITH_WEIGHTS = ("model.initializer_range", "model.max_positions")
 """Settings of the model that do not say what given weights compute."""
+
+_PACKING_MINUTES = 24 * 60.0
+"""For process 0 to pack what the others wait for; that it is alive they see all the time."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,28 +80,34 @@ class TrainError(UserError):
     """Settings that do not go together, or a run that can not go on."""
 
 
-def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progress) -> dict[str, Any]:
+def train(
+    config: TrainConfig, out: str | os.PathLike[str], *, progress: Progress, hosts: Hosts = ALONE
+) -> dict[str, Any]:
     """Run, or go on with, the training of `config` in the folder `out`; the summary of the whole run.
 
+    Every process of `hosts` calls it alike; the first one writes the folder, which all of them must see.
     `progress` is called with steps done, all steps, and figures to show. Raises UserError for what the user can
-    mend, Interrupted once what was done is saved after SIGTERM or Ctrl-C.
+    mend, Interrupted once what was done is saved after SIGTERM or Ctrl-C to any process.
     """
     # What can be wrong, before there is a folder
+    hosts.agree("config", {one.path: one.text for one in entries(config)})
+    _check_hosts(config, hosts)
     tokenizer = Tokenizer(config.tokenizer)
     mesh = fitting_mesh(config, jax.devices())
     _check(config, tokenizer)
     check_trackers(config.trackers)
 
     # Folder
-    folder = open_stage(out, config, stage="train")
-    with folder:
+    with open_together(out, config, stage="train", hosts=hosts) as folder:
         if folder.is_complete:
             return read_complete(folder.path)
 
         # Data: packed once, then read by row number
         cache = Path(config.pack_cache) if config.pack_cache else folder.path.absolute().parent / "packed"
-        packed = pack(config.data, tokenizer, cache_dir=cache, progress=progress)
-        write_atomically(folder.path / AUDIT, packed.audit.to_json())
+        with hosts.first_then_others("packed data", minutes=_PACKING_MINUTES):
+            packed = pack(config.data, tokenizer, cache_dir=cache, progress=progress)
+        if hosts.is_first:
+            write_atomically(folder.path / AUDIT, packed.audit.to_json())
         microbatch_ways = math.prod(mesh.shape[axis] for axis in RULES["batch"]) * config.gradient_accumulation
         rows = step_rows(config.batch, stats=packed.stats, multiple_of=microbatch_ways, epochs=config.epochs)
         total = rows.steps if config.steps is None else config.steps
@@ -106,27 +115,29 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
         check_schedule(config.optimizer, total_steps=total)
         held_out = None
         if config.held_out is not None:
-            apart = pack(config.data, tokenizer, cache_dir=cache, part="held_out", progress=progress)
+            with hosts.first_then_others("held-out data", minutes=_PACKING_MINUTES):
+                apart = pack(config.data, tokenizer, cache_dir=cache, part="held_out", progress=progress)
             microbatch = rows.batch_rows // config.gradient_accumulation  # what fits into memory in training
             held_out = HeldOutRows(apart, every=config.held_out.every, batch_rows=microbatch, mesh=mesh)
-        _pin_input(folder.path, tokenizer=tokenizer, packed=packed, rows=rows)
+        _pin_input(folder.path, tokenizer=tokenizer, packed=packed, rows=rows, hosts=hosts)
 
         with (
             jax.set_mesh(mesh),
             compilation_cache(config.compilation_cache),
-            open_trackers(config.trackers, folder.path, settings=folder.made_by.settings) as trackers,
-            _checkpoints(config, folder.path) as checkpoints,
+            open_trackers(config.trackers, folder.path, settings=read_identity(folder.path).settings) as trackers,
+            _checkpoints(config, folder.path, hosts=hosts) as checkpoints,
             stop_flag() as stop,
+            StallWatch(folder.path, minutes=config.stall_minutes, index=hosts.index) as stall,
         ):
             # State: the newest complete checkpoint, or the start of the run
             steps = steps_of(config, total_steps=total, mesh=mesh)
             restored = _restore(checkpoints, steps=steps)
-            if restored is None and read_metrics(folder.path):
+            if restored is None and hosts.is_first and read_metrics(folder.path):
                 _log.warning("%s was stopped before its first checkpoint: it starts from the beginning", folder.path)
             if restored is None:
-                state = _start(config, folder.path, steps=steps)
+                state = _start(config, folder.path, steps=steps, hosts=hosts)
             else:
-                state = restored._replace(frozen=_frozen(config, folder.path, steps=steps))
+                state = restored._replace(frozen=_frozen(config, folder.path, steps=steps, hosts=hosts))
             done = int(state.step)
             saved = None if restored is None else done
 
@@ -144,6 +155,7 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
             record_start(folder.path, config=config, step=done, inputs=hashes, utilisation=utilisation)
 
             # Loop
+            halting = Halting(hosts, stop)
             with (
                 Recorder(
                     folder.path,
@@ -155,40 +167,61 @@ def train(config: TrainConfig, out: str | os.PathLike[str], *, progress: Progres
                 ) as recorder,
                 profiled(steps.train, config.profile_steps, folder=folder.path / PROFILE, done=done) as train_step,
             ):
-                placed = _on_devices(packed, mesh=mesh, rows=rows, seed=config.seed, step=done)
-                data = recorder.timed(ahead(placed, count=BATCHES_AHEAD))
+                fed = fed_to_devices(packed, mesh=mesh, rows=rows, seed=config.seed, step=done, halting=halting)
+                data = recorder.timed(fed)
                 if held_out is not None and done == 0:
                     recorder.held_out(done, held_out.measure, steps.evaluate, state)
-                while done < total and stop.exit_code is None:
+                while done < total and not halting.is_settled:
                     state, metrics = train_step(state, next(data))
                     done += 1
                     recorder.add(done, metrics)
+                    is_measured = held_out is not None and held_out.is_due(done, total=total)
+                    is_saved = done % config.checkpoint_every == 0 or done == total
+                    halting.look(metrics, lag=0 if is_measured or is_saved or recorder.is_first else 1)
+                    stall.step_is_done()
+                    if halting.rows_are_missing:
+                        break
                     if done % config.log_every == 0 or recorder.is_first:
                         recorder.record(lag=0 if recorder.is_first else 1)
-                    if held_out is not None and held_out.is_due(done, total=total):
+                    if held_out is not None and is_measured:
                         recorder.held_out(done, held_out.measure, steps.evaluate, state)
-                    if done % config.checkpoint_every == 0 and done < total:
+                    if is_saved:
                         recorder.record(lag=0)  # a checkpoint never knows more than the log
-                        checkpoints.save(done, _trees(state))
+                        checkpoints.save(done, _trees(state), loss=recorder.held_out_loss(done))
                         recorder.saved(done)
                         saved = done
+                done = int(state.step)
+                recorder.forget_after(done)
                 recorder.record(lag=0)
 
             # Last checkpoint
             if done != saved:
                 checkpoints.save(done, _trees(state))
             checkpoints.wait()
-            stop.raise_if_set()
+            halting.raise_if_settled(saved=done)
 
         # Summary
-        summary = _summary(config, folder.path, packed=packed, rows=rows, steps=total)
-        folder.complete(summary)
-        return summary
+        if isinstance(folder, StageFolder):  # that is, process 0
+            folder.complete(_summary(config, folder.path, packed=packed, rows=rows, steps=total))
+        hosts.wait("complete")
+        return read_complete(folder.path)
+
+
+def _check_hosts(config: TrainConfig, hosts: Hosts) -> None:
+    """Before anything asks for devices, which on a pod waits for every host; a process alone has only its own."""
+    if config.slice is None or hosts.count == 1:
+        return
+    one = find_slice(config.slice)
+    allowed = sorted({one.chips // machine.chips * config.slices for machine in one.machines})
+    if hosts.count not in allowed:
+        raise TrainError(
+            f"slice is {config.slice}{f', {config.slices} of them,' if config.slices > 1 else ''} with "
+            f"{' or '.join(map(str, allowed))} host(s), and {hosts.count} process(es) are at work here: start one on "
+            "each host, or name the slice that this is"
+        )
 
 
 def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
-    if (processes := jax.process_count()) > 1:
-        raise TrainError(f"{processes} processes are at work here, and wizard train works in one: start it on one host")
     if tokenizer.vocab_size > config.model.vocab_size:
         raise TrainError(
             f"{config.tokenizer} has {tokenizer.vocab_size} tokens and model.vocab_size is "
@@ -227,26 +260,28 @@ def _check_same_network(config: TrainConfig, init: FromCheckpoint) -> None:
         )
 
 
-def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows: StepRows) -> None:
+def _pin_input(folder: Path, *, tokenizer: Tokenizer, packed: PackedFolder, rows: StepRows, hosts: Hosts) -> None:
     """Write down what the run trains on; refuse to go on with anything else, as the config names only paths."""
     now = {"tokenizer_sha256": tokenizer.sha256, "packed_sha256": packed.sha256, "rows_per_step": str(rows.per_step)}
+    hosts.agree("input", now)
     file = folder / INPUT
-    if file.exists():
+    with hosts.first_then_others("input"):
+        if not file.exists() and hosts.is_first:
+            for name, content in tokenizer.files.items():
+                (folder / name).write_bytes(content)
+            write_atomically(file, json.dumps(now, indent=1) + "\n")
         before = read_input(folder)
-        changed = [f"{name}: {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
-        if changed:
-            raise TrainError(
-                f"{folder} was started on another input ({'; '.join(changed)}): put back the tokenizer and the "
-                "data set, or choose another --out"
-            )
-        return
-    for name, content in tokenizer.files.items():
-        (folder / name).write_bytes(content)
-    write_atomically(file, json.dumps(now, indent=1) + "\n")
+    changed = [f"{name}: {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    if changed:
+        raise TrainError(
+            f"{folder} was started on another input ({'; '.join(changed)}): put back the tokenizer and the data set, "
+            "or choose another --out"
+        )
 
 
-def _checkpoints(config: TrainConfig, folder: Path) -> CheckpointStore:
-    return CheckpointStore(folder / CHECKPOINTS, keep=config.keep_checkpoints)
+def _checkpoints(config: TrainConfig, folder: Path, *, hosts: Hosts) -> CheckpointStore:
+    keep = Keep(newest=config.keep_checkpoints, every=config.keep_every, best=config.keep_best)
+    return CheckpointStore(folder / CHECKPOINTS, keep=keep, hosts=hosts)
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
@@ -256,7 +291,7 @@ def _trees(state: TrainState) -> dict[str, Any]:
 
 def _restore(checkpoints: CheckpointStore, *, steps: Steps) -> TrainState | None:
     """The newest complete checkpoint of this run, without what is frozen; None if none was ever saved."""
-    if not checkpoints.steps():
+    if not checkpoints.agreed_steps():
         return None
     restored = checkpoints.restore(_trees(steps.abstract))
     for note in restored.notes:
@@ -265,34 +300,28 @@ def _restore(checkpoints: CheckpointStore, *, steps: Steps) -> TrainState | None
     return TrainState(step, **restored.trees)
 
 
-def _start(config: TrainConfig, folder: Path, *, steps: Steps) -> TrainState:
+def _start(config: TrainConfig, folder: Path, *, steps: Steps, hosts: Hosts) -> TrainState:
     match config.init:
         case RandomInit(seed=seed):
             return steps.init(jax.random.key(seed))
         case FromCheckpoint() as init if config.adapter is None:
-            return steps.start(source_params(init, folder, abstract=steps.abstract.params))
+            return steps.start(source_params(init, folder, abstract=steps.abstract.params, hosts=hosts))
         case FromCheckpoint():
-            return steps.start(_frozen(config, folder, steps=steps))
+            return steps.start(_frozen(config, folder, steps=steps, hosts=hosts))
 
 
-def _frozen(config: TrainConfig, folder: Path, *, steps: Steps) -> Any:
+def _frozen(config: TrainConfig, folder: Path, *, steps: Steps, hosts: Hosts) -> Any:
     """What an adapter is trained beside; nothing without one."""
     if config.adapter is None or not isinstance(config.init, FromCheckpoint):
         return ()
     return frozen_params(
-        config.init, folder, model=config.model, adapter=config.adapter, abstract=steps.abstract.frozen
+        config.init,
+        folder,
+        model=config.model,
+        adapter=config.adapter,
+        abstract=steps.abstract.frozen,
+        hosts=hosts,
     )
-
-
-def _on_devices(
-    packed: PackedFolder, *, mesh: Mesh, rows: StepRows, seed: int, step: int
-) -> Iterator[dict[str, jax.Array]]:
-    """The columns of every batch from `step` on, each row on the devices that compute it."""
-    sharding = batch_sharding(mesh)
-    for batch in batches(packed, rows=rows, seed=seed, start_step=step):
-        place: Callable[..., jax.Array] = jax.make_array_from_process_local_data
-        columns = {**batch._asdict(), HALT: np.zeros(len(batch.tokens), np.int32)}
-        yield {name: place(sharding, column) for name, column in columns.items()}
 
 
 def _summary(config: TrainConfig, folder: Path, *, packed: PackedFolder, rows: StepRows, steps: int) -> dict[str, Any]:
