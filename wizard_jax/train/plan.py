@@ -23,7 +23,7 @@ from wizard_jax.model.decoder import count_params
 from wizard_jax.model.flops import formula, token_flops
 from wizard_jax.train.collectives import kernels, read_collectives
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.fit import check_memory, fitting_mesh, least_memory, left_whole, steps_of
+from wizard_jax.train.fit import LeastMemory, check_memory, fitting_mesh, least_memory, left_whole, steps_of
 from wizard_jax.train.plan_cache import PlanCache, plan_key
 from wizard_jax.train.plan_report import Flops, Memory, Outcome, Overflow, Plan, Seconds
 from wizard_jax.train.step import abstract_batch
@@ -96,6 +96,7 @@ class Prepared:
     config: TrainConfig
     mesh: Mesh
     rows: Rows
+    least: LeastMemory
     key: str
 
 
@@ -104,9 +105,10 @@ def prepare(config: TrainConfig, planner: Planner) -> Prepared:
     config = canonical(config)
     mesh = mesh_of(config)
     rows = rows_of(config, mesh, given=planner.rows)
-    check_memory(mesh, least_memory(config, mesh, rows=rows.count))
+    least = least_memory(config, mesh, rows=rows.count)
+    check_memory(mesh, least)
     key = plan_key(config, mesh=mesh.shape, rows=rows.count, versions=planner.versions, flags=compiler_flags())
-    return Prepared(config, mesh, rows, key)
+    return Prepared(config, mesh, rows, least, key)
 
 
 def known_plan(prepared: Prepared, planner: Planner) -> Outcome | None:

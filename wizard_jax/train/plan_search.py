@@ -7,8 +7,9 @@ stay. Settings that fit are ordered by what can be counted, and not by a predict
 2. the bytes that collectives move in a step on each device, as the compiled program has them;
 3. the memory that is left.
 
-What is not tried: settings that arithmetic refuses; fewer microbatches or a remat that keeps more, where the like was
-too large already; more microbatches, where fewer fit (they gather parameters more often for the same work).
+What is not tried: settings that arithmetic refuses; those that take more than ones that were too large already (fewer
+microbatches, a remat that keeps more), or still too much if all that was too large but state and gradients shrank with
+the microbatch; more microbatches, where fewer fit (they gather parameters more often for the same work).
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def search(config: TrainConfig, planner: Planner, *, compiles: int, say: Say) ->
     if not candidates:
         raise PlanError("no mesh of this slice divides the model and the rows of a step: change batch or slice")
     fitting: list[Fitting] = []
-    too_large: list[Variant] = []
+    too_large: list[_TooLarge] = []
     skipped: list[tuple[Variant, str]] = []
     done, waited = 0, 0
     while candidates:
@@ -188,21 +189,41 @@ def search(config: TrainConfig, planner: Planner, *, compiles: int, say: Say) ->
         if isinstance(outcome, Plan):
             fitting.append(Fitting(variant, outcome))
         else:
-            too_large.append(variant)
+            fixed = prepared.least.arguments + prepared.least.gradients
+            too_large.append(_TooLarge(variant, fixed, outcome.needed, outcome.available))
             skipped.append((variant, f"needs {amount(outcome.needed)} of {amount(outcome.available)}"))
     return Found(tuple(sorted(fitting, key=lambda one: one.merit)), tuple(skipped), done)
 
 
-def _needless(variant: Variant, fitting: Sequence[Fitting], too_large: Sequence[Variant]) -> str | None:
+@dataclass(frozen=True)
+class _TooLarge:
+    """A variant that took `needed` bytes of `available`; of these, `fixed` do not depend on microbatches."""
+
+    variant: Variant
+    fixed: int
+    needed: int
+    available: int
+
+    def rules_out(self, other: Variant) -> bool:
+        """Whether `other` takes too much as well."""
+        own = self.variant
+        if (own.fsdp, own.tensor) != (other.fsdp, other.tensor) or not _keeps_more(other, own):
+            return False
+        share = min(1.0, own.gradient_accumulation / other.gradient_accumulation)
+        return other.gradient_accumulation <= own.gradient_accumulation or (
+            self.fixed + (self.needed - self.fixed) * share > self.available
+        )
+
+
+def _needless(variant: Variant, fitting: Sequence[Fitting], too_large: Sequence[_TooLarge]) -> str | None:
     """Why a variant need not be compiled, given what is known of others; None if it must be."""
     for one in fitting:
         same = dataclasses.replace(variant, gradient_accumulation=one.variant.gradient_accumulation) == one.variant
         if same and variant.gradient_accumulation > one.variant.gradient_accumulation:
             return f"fits, and gathers more often than gradient_accumulation={one.variant.gradient_accumulation}"
     for other in too_large:
-        same_mesh = (variant.fsdp, variant.tensor) == (other.fsdp, other.tensor)
-        if same_mesh and variant.gradient_accumulation <= other.gradient_accumulation and _keeps_more(variant, other):
-            return f"larger than what was too large already: {other.settings}"
+        if other.rules_out(variant):
+            return f"too large by what was found of {other.variant.settings}"
     return None
 
 
