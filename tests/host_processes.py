@@ -7,6 +7,7 @@ many seconds, a fork milliseconds. `python host_processes.py` is that process.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -180,6 +181,8 @@ def _start_what_is_asked() -> None:
 
     warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
     del v1, tensorboardX, wizard_jax
+    gc.collect()
+    gc.freeze()  # else the first collection of a child touches, and so copies, every page
     alive: set[int] = set()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -114,6 +115,49 @@ def test_only_the_newest_are_kept(tmp_path: pathlib.Path) -> None:
         store.wait()
         assert store.steps() == (3, 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "3.json", "4", "4.json"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (Keep(), {1, 2, 3, 4, 5, 6}),
+        (Keep(newest=2), {5, 6}),
+        (Keep(newest=1, every=2), {2, 4, 6}),
+        (Keep(newest=1, best=2), {2, 4, 6}),
+        (Keep(newest=1, every=3, best=1), {2, 3, 6}),
+        (Keep(newest=1, best=9), {2, 3, 4, 6}),
+    ],
+)
+def test_the_newest_every_kth_and_the_best_are_kept(keep: Keep, kept: set[int]) -> None:
+    assert keep.of({1: None, 2: 0.5, 3: 0.9, 4: 0.5, 5: None, 6: 0.7}) == kept
+
+
+def test_a_best_one_survives_newer_ones_and_a_restart(tmp_path: pathlib.Path) -> None:
+    keep = Keep(newest=1, best=1)
+    for step, loss in ((1, 2.0), (2, 1.0), (3, 3.0), (4, None)):
+        with CheckpointStore(tmp_path, keep=keep) as store:
+            store.save(step, trees(step), loss=loss)
+    assert store.steps() == (2, 4)
+    assert_same(CheckpointStore(tmp_path).restore(abstract("params"), step=2).trees, {"params": trees(2.0)["params"]})
+
+
+def save_whole(store: CheckpointStore, step: int) -> None:
+    store.save(step, trees(step))
+    store.wait()
+
+
+def test_a_save_that_fails_says_so_and_leaves_the_one_before(saved: pathlib.Path) -> None:
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it: a write beyond the limit then fails
+    try:
+        store = CheckpointStore(saved)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, most[1]))
+        with pytest.raises(CheckpointError, match=r"checkpoint 4 can not be saved in .* whole ones there: 1, 2, 3"):
+            save_whole(store, 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        signal.signal(signal.SIGXFSZ, before)
+    assert CheckpointStore(saved).restore(abstract("params")).step == 3
 
 
 def test_a_step_is_saved_again_in_place_of_a_damaged_one(saved: pathlib.Path) -> None:

@@ -41,6 +41,22 @@ time.sleep(60)
 """
 
 
+# Of several: ends as the argument of its number says, at once or, if '+' is before it, when it is told to.
+ENDS_TOGETHER = """
+import os, signal, sys, time
+end = sys.argv[1 + int(os.environ["JAX_PROCESS_ID"])]
+place = os.environ["JAX_NUM_PROCESSES"], os.environ["JAX_COORDINATOR_ADDRESS"].split(":")[0]
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))
+print("here", *place, flush=True)
+if end[0] == "+":
+    time.sleep(60)
+time.sleep(0.5)
+if end[0] == "s":
+    os.kill(os.getpid(), int(end[1:]))
+sys.exit(int(end))
+"""
+
+
 def run(tmp_path: Path, *ends: str, restarts: int = 3) -> tuple[int, int]:
     """(exit code, number of starts)"""
     starts = tmp_path / "starts"
@@ -114,6 +130,57 @@ def test_a_signal_is_passed_on_once_and_nothing_is_started_again(
         os.killpg(process.pid, number)  # as a terminal does: to the whole foreground group
         assert process.stdout.read() == f"told {number:d}\n"
         assert process.wait(20) == code
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [(["0", "0", "0"], 0), (["0", "s9", "+"], 137), (["+", "2"], 2), (["+", "42"], 42)],
+)
+def test_processes_of_a_group_end_together_with_the_code_of_the_first_bad_end(
+    ends: list[str], code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-S", "-c", ENDS_TOGETHER, *ends]
+    assert run_locally(command, processes=len(ends), restarts=0, grace=0.5) == code
+    out, errors = capfd.readouterr()
+    assert sorted(out.splitlines()) == [f"[{index}] here {len(ends)} 127.0.0.1" for index in range(len(ends))]
+    stuck = [str(index) for index, end in enumerate(ends) if end == "+"]
+    assert (f"launch: process {' and '.join(stuck)} did not end in 0.5 s" in errors) == bool(stuck)
+
+
+def test_a_group_is_started_again_together(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log, starts = tmp_path / "run.log", tmp_path / "starts"
+    code = "import os, sys; file = sys.argv[1] + os.environ['JAX_PROCESS_ID']; open(file, 'a').write('x'); "
+    code += "sys.exit(42 if os.path.getsize(file) < 3 and file.endswith('1') else 0)"
+    assert run_locally([sys.executable, "-S", "-c", code, str(starts)], processes=2, log=log) == 0
+    assert [Path(f"{starts}{index}").read_text() for index in (0, 1)] == ["xxx", "xxx"]
+    said = [f"launch: process 1 of 2 asked to be started again (42): restart {restart} of 3" for restart in (1, 2)]
+    assert capfd.readouterr().err.splitlines() == said
+    assert log.read_text().splitlines() == said
+
+
+def test_a_signal_is_passed_on_to_every_process() -> None:
+    launcher = "import sys; from launch.local import run_locally; sys.exit(run_locally(sys.argv[1:], processes=3))"
+    command = [sys.executable, "-c", launcher, sys.executable, "-S", "-c", ENDS_TOGETHER, "+", "+", "+"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert sorted(process.stdout.readline() for _ in range(3)) == [f"[{i}] here 3 127.0.0.1\n" for i in range(3)]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 42
+
+
+@pytest.mark.parametrize(("processes", "devices", "message"), [(0, None, "processes is 0"), (2, 0, "devices is 0")])
+def test_a_group_of_none_is_refused(processes: int, devices: int | None, message: str) -> None:
+    with pytest.raises(LaunchError, match=message):
+        run_locally([sys.executable, "-c", ""], processes=processes, devices=devices)
+
+
+def test_simulated_devices_are_asked_for_beside_other_flags(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    code = "import os; print(os.environ['JAX_PLATFORMS'], os.environ['XLA_FLAGS'], 'JAX_PROCESS_ID' in os.environ)"
+    assert run_locally([sys.executable, "-S", "-c", code], devices=3) == 0
+    assert capfd.readouterr().out == "cpu --xla_dump_to=x --xla_force_host_platform_device_count=3 False\n"
 
 
 def test_the_verb_runs_another_verb_and_ends_as_it_does(tmp_path: Path) -> None:

@@ -43,7 +43,10 @@ class PeerWatch:
     def wait_for_cause(self, error: BaseException) -> None:
         """After an error that may come of another process's end: returns if all the others prove to be well."""
         first = (str(error).strip().splitlines() or [""])[0][:300]
-        _say(f"{self._name} stopped ({first}): looking whether another one has ended")
+        _say(
+            f"{self._name} stopped ({first}): another one may have ended, and that is looked for. Everything up to the "
+            "newest checkpoint is saved: the same command goes on from there"
+        )
         self._is_stuck.set()
         time.sleep(self._patience + 2 * self._period)
 

@@ -91,7 +91,7 @@ def train(
     """
     # What can be wrong, before there is a folder
     hosts.agree("config", {one.path: one.text for one in entries(config)})
-    _check_hosts(config, hosts)
+    check_hosts(config.slice, slices=config.slices, hosts=hosts)
     tokenizer = Tokenizer(config.tokenizer)
     mesh = fitting_mesh(config, jax.devices())
     _check(config, tokenizer)
@@ -207,17 +207,20 @@ def train(
         return read_complete(folder.path)
 
 
-def _check_hosts(config: TrainConfig, hosts: Hosts) -> None:
-    """Before anything asks for devices, which on a pod waits for every host; a process alone has only its own."""
-    if config.slice is None or hosts.count == 1:
+def check_hosts(name: str | None, *, slices: int, hosts: Hosts) -> None:
+    """Raises TrainError for another number of processes than the slices of that name have hosts.
+
+    Before anything asks for devices, which on a pod waits for every host; a process alone has only its own.
+    """
+    if name is None or hosts.count == 1:
         return
-    one = find_slice(config.slice)
-    allowed = sorted({one.chips // machine.chips * config.slices for machine in one.machines})
+    one = find_slice(name)
+    allowed = sorted({one.chips // machine.chips * slices for machine in one.machines})
     if hosts.count not in allowed:
         raise TrainError(
-            f"slice is {config.slice}{f', {config.slices} of them,' if config.slices > 1 else ''} with "
-            f"{' or '.join(map(str, allowed))} host(s), and {hosts.count} process(es) are at work here: start one on "
-            "each host, or name the slice that this is"
+            f"slice is {name}{f', {slices} of them,' if slices > 1 else ''} with {' or '.join(map(str, allowed))} "
+            f"host(s), and {hosts.count} process(es) are at work here: start one on each host, or name the slice that "
+            "this is"
         )
 
 
