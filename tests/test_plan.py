@@ -28,7 +28,7 @@ from wizard_jax.train.fit import TooLarge, least_memory
 from wizard_jax.train.plan import PlanError, Planner, _overflow, known_plan, make_plan, mesh_of, prepare, rows_of
 from wizard_jax.train.plan_advice import changes_of_slice, changes_within, nearest_change
 from wizard_jax.train.plan_cache import STEP_MODULES, Busy, PlanCache, plan_key
-from wizard_jax.train.plan_report import Overflow, Plan, from_json, to_json
+from wizard_jax.train.plan_report import Overflow, Plan, from_json, report_rows, to_json
 from wizard_jax.train.plan_search import Variant, remats, search, variants
 from wizard_jax.train.tpu_compiler import CompilerError, check_versions, tpu_devices, use_tpu_compiler
 
@@ -78,6 +78,14 @@ def test_the_step_compiles_for_every_generation_and_for_two_slices(planner: Plan
     assert (("fsdp",), "ICI") in over
     assert ((("slice",), "DCN") in over) == (slices > 1)
     assert all(one.is_exact for one in plan.collectives)
+
+
+def test_what_remat_offloads_is_counted_on_the_host(planner: Planner) -> None:
+    plan = planned(
+        planner, "slice=v5e-4", "model.remat=offload", "batch.rows=8", "data.seq_len=256", "model.n_layers=6"
+    )
+    assert plan.memory.host >= 6 * 2 * 256 * 128 * 2, "the input of every layer"
+    assert "on the host" in dict(report_rows(plan))
 
 
 def test_gradients_cross_the_data_centre_once_and_parameters_do_not(planner: Planner) -> None:
@@ -339,3 +347,15 @@ def test_mistakes_end_with_2_and_one_message_and_leave_nothing(
     assert told.startswith("wizard: ")
     assert message in told
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_step_that_is_too_large_ends_with_2_and_with_a_change_that_was_compiled(tmp_path: Path) -> None:
+    """About 100 s of CPU."""
+    sizes = ("model.n_layers=4", "model.remat=none", "data.seq_len=512", "batch.rows=2048")
+    large = given("slice=v5e-1", *sizes)
+    done = run(*large, "--cache", str(tmp_path), "--out", str(tmp_path / "plan.json"))
+    assert done.returncode == 2
+    assert "it is short of" in done.stderr
+    assert "The nearest change that fits: gradient_accumulation=" in done.stderr
+    assert not (tmp_path / "plan.json").exists()

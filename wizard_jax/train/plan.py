@@ -196,6 +196,7 @@ def _memory(told: Any, *, limit: int) -> Memory:
         temporaries=told.temp_size_in_bytes,
         peak=told.peak_memory_in_bytes,
         program=told.generated_code_size_in_bytes,
+        host=told.host_argument_size_in_bytes + told.host_temp_size_in_bytes,
         limit=limit,
     )
 
