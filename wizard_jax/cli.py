@@ -1,7 +1,7 @@
 """The `wizard` command. Each verb imports what it needs when it is called, so `wizard --help` is quick.
 
 Exit codes: 0 done; 1 a bug; 2 the user's mistake; 3 the budget is spent, what is there is valid; 42 stopped by SIGTERM,
-saved, start again; 130 Ctrl-C, saved.
+or without another process of the run, or stalled: saved, start again; 130 Ctrl-C, saved.
 """
 
 from __future__ import annotations

@@ -126,8 +126,9 @@ def _meet(place: Place, *, heartbeat: int) -> Hosts:
             place.index,
             cluster_detection_method="deactivate",
             initialization_timeout=_JOIN_SECONDS,
-            # Its own message names no host and no remedy: it is to come only where ours can not.
-            heartbeat_timeout_seconds=2 * heartbeat,
+            # Its own message names no host and no remedy: it is to come only where ours can not. It counts from a
+            # heartbeat that may be half this time before the death.
+            heartbeat_timeout_seconds=4 * heartbeat,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
             coordinator_bind_address=place.address if _is_loopback(place.address) else None,
         )
