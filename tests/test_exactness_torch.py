@@ -43,7 +43,7 @@ class Case(NamedTuple):
     params: decoder.Params
 
 
-@pytest.fixture(scope="module", params=["untied", "tied"])
+@pytest.fixture(scope="module", params=["untied", pytest.param("tied", marks=pytest.mark.slow)])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """The network of exact_steps with norms that are not all one; it has grouped-query attention."""
     torch.manual_seed(0)

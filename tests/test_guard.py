@@ -156,7 +156,7 @@ def test_a_skipped_batch_leaves_weights_and_moments_and_the_next_goes_on_where_i
 
 
 def test_once_stopped_nothing_changes_any_more_however_late_it_is_seen() -> None:
-    mesh = make_mesh(MeshConfig())
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         steps = steps_with(Stop(), mesh)
         batch = batch_of(0)
