@@ -17,6 +17,7 @@ allow is an error, so a misspelling is never dropped.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -315,7 +316,8 @@ def _build(state: _Assembly, cls: type, *, prefix: str, default: Any) -> Any:
     try:
         return cls(**values)
     except ValueError as error:
-        bound = [state.bound[prefix + name].where for name in values if prefix + name in state.bound]
+        told = [name for name in values if re.search(rf"\b{name}\b", str(error))]
+        bound = [state.bound[prefix + name].where for name in told or values if prefix + name in state.bound]
         where = ", ".join(dict.fromkeys(bound)) or "defaults"
         state.problems.append(f"{where}: {prefix.rstrip('.') or cls.__name__}: {error}")
         return None

@@ -236,3 +236,10 @@ def test_a_file_says_what_it_is_and_how_it_is_used(file: Path) -> None:
     if file.parent.name in ROOTS:
         assert f"wizard {file.parent.name} configs/{by_name(file)} --out " in "\n".join(told)
     assert all(len(line) <= 120 for line in file.read_text(encoding="utf-8").splitlines())
+
+
+def test_a_setting_that_does_not_go_is_found_where_it_was_given_and_not_wherever_another_was() -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(TrainConfig, [CONFIGS / "train" / "wizardlm_7b.gin"], ["slice=v5e-17"])
+    (problem,) = raised.value.problems
+    assert problem.startswith("command line: TrainConfig: there is no slice 'v5e-17'")
