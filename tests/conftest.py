@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,11 @@ os.environ["MPLBACKEND"] = "agg"
 # A shared machine is slow at times; a test that hangs is found by the whole suite's time.
 settings.register_profile("wizard", deadline=None)
 settings.load_profile("wizard")
+
+
+def pytest_configure() -> None:
+    """A shell starts a job in the background with Ctrl-C ignored, and what that starts inherits it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -224,12 +224,15 @@ def readme_commands() -> list[list[str]]:
 
 
 def test_every_command_of_the_readme_is_one_and_its_settings_load() -> None:
-    out: dict[str, Path] = {}
+    packed, packed_ahead = Path(), 0
     for command in readme_commands():
         arguments = _parse(command)
         assert callable(arguments.verb)
         if command[0] in ("evolve", "pack", "train", "eval"):
             load(_root({"pack": "train"}.get(command[0], command[0])), [arguments.config], arguments.settings)
-        if command[0] in ("pack", "train"):
-            out[command[0]] = arguments.out
-    assert out["pack"] == out["train"].parent / "packed", "where train looks for packed rows"
+        if command[0] == "pack":
+            packed = arguments.out
+        if command[0] == "train" and arguments.out.parent == packed.parent:
+            packed_ahead += 1
+            assert packed == arguments.out.parent / "packed", "where train looks for packed rows"
+    assert packed_ahead == 1
