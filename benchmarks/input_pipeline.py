@@ -18,16 +18,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import jax
-import numpy as np
+from conversations import made_up
 
-from data_gen.records import Record, Turn
-from data_gen.shards import write_dataset
 from wizard_jax.data.config import DataConfig
 from wizard_jax.data.packing import PackedFolder, pack
 from wizard_jax.data.pipeline import Batch, batches
 from wizard_jax.data.steps import StepRows
 from wizard_jax.progress import say, show_table
-from wizard_jax.tokenizer import train_tokenizer
 
 SEQ_LEN = 2048
 CONVERSATIONS = 6_000
@@ -42,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     eaten = arguments.chips * arguments.tokens_per_second
     with tempfile.TemporaryDirectory() as place:
-        packed = made_up(Path(place))
+        packed = packed_rows(Path(place))
         say(f"{packed.rows:,} rows, {packed.stats.efficiency:.2%} filled; a step eats {eaten / SEQ_LEN:,.1f} rows/s")
         table = [
             row_of(name, rate, eaten=eaten)
@@ -80,29 +77,9 @@ def row_of(name: str, rate: float, *, eaten: float) -> tuple[str, ...]:
     return name, f"{rate:,.0f}", f"{rate * SEQ_LEN:,.0f}", f"{rate * SEQ_LEN / eaten:,.0f}"
 
 
-def made_up(folder: Path) -> PackedFolder:
-    draw = np.random.default_rng(0)
-    syllables = [first + vowel + last for first in "bdfgklmnprst" for vowel in "aeiou" for last in "nrst"]
-    words = ["".join(syllables[at] for at in draw.integers(0, len(syllables), 2)) for _ in range(5_000)]
-    tokenizer = train_tokenizer([" ".join(words)] * 2, folder / "tokenizer.model", vocab_size=8_000)
-    sizes = np.clip(draw.lognormal(mean=5.2, sigma=0.8, size=CONVERSATIONS), 4, 1_000).astype(int)
-
-    def record(number: int) -> Record:
-        # Words of natural text are as unequal as 1 / rank.
-        text = [words[rank % len(words)] for rank in draw.zipf(1.3, sizes[number]).tolist()]
-        half = len(text) // 2
-        turns = (Turn("user", " ".join(text[:half])), Turn("assistant", " ".join(text[half:])))
-        return Record(id=f"{number}/0", lineage=str(number), turns=turns)
-
-    write_dataset(
-        map(record, range(CONVERSATIONS)),
-        folder / "data",
-        name="made_up",
-        count=CONVERSATIONS,
-        records_per_shard=CONVERSATIONS,
-        description="for a benchmark",
-    )
-    config = DataConfig(dataset=str(folder / "data"), chat_format="vicuna", seq_len=SEQ_LEN, truncation="drop")
+def packed_rows(folder: Path) -> PackedFolder:
+    dataset, tokenizer = made_up(folder, count=CONVERSATIONS)
+    config = DataConfig(dataset=str(dataset), chat_format="vicuna", seq_len=SEQ_LEN, truncation="drop")
     return pack(config, tokenizer, cache_dir=folder / "packed")
 
 

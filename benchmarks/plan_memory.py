@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.loader import load
+from wizard_jax.plan.cache import PlanCache, default_folder
+from wizard_jax.plan.plan import Planner, make_plan, prepare
+from wizard_jax.plan.report import Plan
+from wizard_jax.plan.tpu_compiler import use_tpu_compiler
 from wizard_jax.progress import say, show_table
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.plan import Planner, make_plan, prepare
-from wizard_jax.train.plan_cache import PlanCache, default_folder
-from wizard_jax.train.plan_report import Plan
-from wizard_jax.train.tpu_compiler import use_tpu_compiler
 
 GIB = 2**30
 

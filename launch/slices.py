@@ -203,7 +203,15 @@ class Slice:
     @property
     def name(self) -> str:
         """The name of the TPU API, such as v5litepod-16; the key, where that name is of another topology too."""
-        name = f"{self.generation.api_names[0]}-{self.chips * self.generation.cores_in_name}"
+        return self._named(self.generation.api_names[0])
+
+    @property
+    def short_name(self) -> str:
+        """As people say it, such as v5e-16; the key, where that is the name of another topology too."""
+        return self._named(self.generation.name)
+
+    def _named(self, prefix: str) -> str:
+        name = f"{prefix}-{self.chips * self.generation.cores_in_name}"
         return name if _by_alias().get(name) == (self,) else self.key
 
 

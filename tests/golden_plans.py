@@ -13,11 +13,11 @@ from typing import Any
 
 from configs.folder import write_atomically
 from configs.loader import load
+from wizard_jax.plan.cache import PlanCache, default_folder
+from wizard_jax.plan.plan import Planner, make_plan, prepare
+from wizard_jax.plan.report import Plan, amount
+from wizard_jax.plan.tpu_compiler import use_tpu_compiler
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.plan import Planner, make_plan, prepare
-from wizard_jax.train.plan_cache import PlanCache, default_folder
-from wizard_jax.train.plan_report import Plan, amount
-from wizard_jax.train.tpu_compiler import use_tpu_compiler
 
 FOLDER = Path(__file__).parent / "golden/plans"
 NOT_OPENED = ("tokenizer=-", "data.chat_format=-", "init=@RandomInit", "epochs=None", "steps=1000")

@@ -26,8 +26,8 @@ from wizard_jax.model.lora import count_adapter, freeze_all, with_adapter
 from wizard_jax.model.quantise import quantise
 from wizard_jax.runs import open_model
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.metrics import read_metrics
 from wizard_jax.train.source import restore_adapter
+from wizard_jax.train.watching.metrics import read_metrics
 
 STEPS = 4
 

@@ -16,10 +16,10 @@ from launch.slices import find_slice
 from wizard_jax.cli import main
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import MeshConfig, make_mesh
+from wizard_jax.plan.tpu_compiler import tpu_devices, use_tpu_compiler
 from wizard_jax.train.config import TrainConfig
 from wizard_jax.train.fit import FitError, check_divides, fitting_mesh, least_memory, left_whole
 from wizard_jax.train.step import make_steps
-from wizard_jax.train.tpu_compiler import tpu_devices, use_tpu_compiler
 
 MODEL = ModelConfig(vocab_size=96, d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=80)
 SETTINGS = ["tokenizer=-", "data.dataset=-", "data.seq_len=64", "batch=@RowsPerStep", "batch.rows=8"]

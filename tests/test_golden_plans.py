@@ -12,10 +12,10 @@ from golden_plans import FOLDER, JOBS, config_of, digest, made
 from launch.slices import find_slice
 from wizard_jax.model.decoder import count_params
 from wizard_jax.model.flops import token_flops
+from wizard_jax.plan.cache import PlanCache
+from wizard_jax.plan.plan import Planner, mesh_of
+from wizard_jax.plan.tpu_compiler import use_tpu_compiler
 from wizard_jax.train.fit import least_memory
-from wizard_jax.train.plan import Planner, mesh_of
-from wizard_jax.train.plan_cache import PlanCache
-from wizard_jax.train.tpu_compiler import use_tpu_compiler
 
 TOLERANCE = 0.005
 """Of memory: what a different layout of small arrays may make."""

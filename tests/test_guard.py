@@ -21,10 +21,10 @@ from wizard_jax.cli import main
 from wizard_jax.model.sharding import MeshConfig, batch_sharding, make_mesh
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.guard import GuardState, Skip, Spike, Stop, judge, start_guard
-from wizard_jax.train.metrics import read_metrics
 from wizard_jax.train.optimizer import AdamW
 from wizard_jax.train.step import StepMetrics, Steps, TrainState, make_steps
 from wizard_jax.train.train import _restore, _trees
+from wizard_jax.train.watching.metrics import read_metrics
 
 SPIKE = Spike(deviations=3.0, window=4, min_steps=3)
 

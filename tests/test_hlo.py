@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from launch.slices import find_slice
-from wizard_jax.train.collectives import Collective, kernels, read_collectives
-from wizard_jax.train.hlo import array_bytes, executions, parse_module, trip_count
-from wizard_jax.train.tpu_compiler import tpu_devices, use_tpu_compiler
+from wizard_jax.plan.collectives import Collective, kernels, read_collectives
+from wizard_jax.plan.hlo import array_bytes, executions, parse_module, trip_count
+from wizard_jax.plan.tpu_compiler import tpu_devices, use_tpu_compiler
 
 MESH = {"slice": 1, "fsdp": 4, "tensor": 2}
 

@@ -24,8 +24,9 @@ from configs.loader import dump
 from wizard_jax.data.config import TrainedTokensPerStep
 from wizard_jax.model.sharding import MeshConfig
 from wizard_jax.train.checkpoint import CheckpointStore
-from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.metrics import read_metrics
+from wizard_jax.train.config import HeldOut, TrainConfig
+from wizard_jax.train.watching.metrics import read_held_out, read_metrics
+from wizard_jax.train.watching.trackers import flat
 
 STEPS = 60
 
@@ -40,7 +41,7 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     material = tmp_path_factory.mktemp("material")
     write_material(material)
-    return tiny_config(material, steps=STEPS, checkpoint_every=15, log_every=1)
+    return tiny_config(material, steps=STEPS, checkpoint_every=15, log_every=1, held_out=HeldOut(every=20))
 
 
 def command(config: TrainConfig, out: Path, **changes: Any) -> list[str]:
@@ -79,6 +80,13 @@ def test_one_two_and_four_processes_learn_the_same(
     out = tmp_path / "run"
     farm.run(command(config, out, mesh=mesh), processes=processes, devices=devices)
     np.testing.assert_allclose(losses(out), losses(whole), rtol=1e-4)
+    measured, expected = read_held_out(out), read_held_out(whole)
+    assert [line["step"] for line in measured] == [line["step"] for line in expected] == [0, 20, 40, STEPS]
+    for here, there in zip(measured, expected, strict=True):
+        of_here, of_there = flat(here["held_out"]), flat(there["held_out"])
+        assert of_here.keys() == of_there.keys()
+        for name, figure in of_here.items():  # a number of tokens, or a loss
+            assert figure == pytest.approx(of_there[name], rel=0 if name.endswith("tokens") else 1e-4), name
 
 
 def last_step(out: Path) -> int:

@@ -29,7 +29,7 @@ LEVELS = (
     {"chat"},
     {"data", "model"},
     {"train", "convert", "generate"},
-    {"runs"},
+    {"runs", "plan"},
     {"evaluate", "transfer"},
     {"report"},
     {"quickstart", "data_verbs"},

@@ -15,11 +15,11 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from configs.errors import UserError
-from wizard_jax.train.metrics import MetricsLog, Recorder, read_held_out, read_metrics
 from wizard_jax.train.step import StepMetrics
-from wizard_jax.train.summary import run_figures
-from wizard_jax.train.timing import device_memory
-from wizard_jax.train.utilisation import Utilisation
+from wizard_jax.train.watching.metrics import MetricsLog, Recorder, read_held_out, read_metrics
+from wizard_jax.train.watching.summary import run_figures
+from wizard_jax.train.watching.timing import device_memory
+from wizard_jax.train.watching.utilisation import Utilisation
 
 
 def log_steps(folder: pathlib.Path, first: int, last: int, *, scale: float = 1.0) -> None:

@@ -23,14 +23,14 @@ from configs.loader import load
 from launch.slices import find_slice
 from wizard_jax.cli import main
 from wizard_jax.model.flops import token_flops
+from wizard_jax.plan.advice import changes_of_slice, changes_within, nearest_change
+from wizard_jax.plan.cache import STEP_MODULES, Busy, PlanCache, plan_key
+from wizard_jax.plan.plan import PlanError, Planner, _overflow, known_plan, make_plan, mesh_of, prepare, rows_of
+from wizard_jax.plan.report import Overflow, Plan, from_json, report_rows, to_json
+from wizard_jax.plan.search import Variant, remats, search, variants
+from wizard_jax.plan.tpu_compiler import CompilerError, check_versions, tpu_devices, use_tpu_compiler
 from wizard_jax.train.config import TrainConfig
 from wizard_jax.train.fit import TooLarge, least_memory
-from wizard_jax.train.plan import PlanError, Planner, _overflow, known_plan, make_plan, mesh_of, prepare, rows_of
-from wizard_jax.train.plan_advice import changes_of_slice, changes_within, nearest_change
-from wizard_jax.train.plan_cache import STEP_MODULES, Busy, PlanCache, plan_key
-from wizard_jax.train.plan_report import Overflow, Plan, from_json, report_rows, to_json
-from wizard_jax.train.plan_search import Variant, remats, search, variants
-from wizard_jax.train.tpu_compiler import CompilerError, check_versions, tpu_devices, use_tpu_compiler
 
 ROOT = Path(__file__).parents[1]
 SIZES = ["model.vocab_size=256", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1", "model.head_dim=64"]

@@ -10,7 +10,7 @@ import pytest
 from jax.profiler import ProfileData
 
 from configs.errors import UserError
-from wizard_jax.train.profiling import check_profile_steps, profiled
+from wizard_jax.train.watching.profiling import check_profile_steps, profiled
 
 
 @jax.jit

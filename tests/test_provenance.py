@@ -15,8 +15,8 @@ from tiny_run import tiny_config
 
 from wizard_jax.train import provenance
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.provenance import record_start, source_of
-from wizard_jax.train.utilisation import Utilisation
+from wizard_jax.train.watching.provenance import record_start, source_of
+from wizard_jax.train.watching.utilisation import Utilisation
 
 MARK = "CANARY"
 INPUTS = {"data_sha256": "1", "packed_sha256": "2", "held_out_sha256": None}

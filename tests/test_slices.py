@@ -63,7 +63,12 @@ def test_every_row_is_made_of_whole_machines() -> None:
             assert vms * machine.chips == math.prod(row.topology) == row.chips, row.key
             assert math.prod(machine.host_bounds) == machine.chips
         assert row.chips <= row.generation.max_chips
-        assert find_slice(row.name) == row
+        assert find_slice(row.name) == find_slice(row.short_name) == row
+
+
+def test_a_slice_has_the_name_that_people_say_and_one_that_is_its_own() -> None:
+    assert [find_slice(name).short_name for name in ("v5litepod-16", "v5p:2x2x1")] == ["v5e-16", "v5p-8"]
+    assert find_slice("v5p:4x4x16").short_name == "v5p:4x4x16"  # v5p-512 is 4x8x8
 
 
 def test_eight_chips_are_one_machine_or_two() -> None:

@@ -22,8 +22,9 @@ from wandb.proto.wandb_internal_pb2 import Record
 from configs.errors import UserError
 from wizard_jax.train import trackers
 from wizard_jax.train.config import HeldOut
-from wizard_jax.train.metrics import flat, read_held_out, read_metrics
-from wizard_jax.train.trackers import (
+from wizard_jax.train.train import train
+from wizard_jax.train.watching.metrics import flat, read_held_out, read_metrics
+from wizard_jax.train.watching.trackers import (
     InBackground,
     RunName,
     TensorBoard,
@@ -34,7 +35,6 @@ from wizard_jax.train.trackers import (
     check_trackers,
     open_trackers,
 )
-from wizard_jax.train.train import train
 
 TOKEN = "ya29.CANARY-token"
 KEY = "CANARY" + "0" * 34
@@ -77,7 +77,7 @@ class WeightsAndBiases:
 
     def open(self, *, from_step: int) -> Tracker:
         del from_step
-        from wizard_jax.train.wandb_tracker import WandBTracker
+        from wizard_jax.train.watching.wandb_tracker import WandBTracker
 
         return WandBTracker(WandB(project="p", mode="offline"), run=RUN, folder=self.folder, settings=SETTINGS)
 
@@ -97,7 +97,7 @@ class Vertex:
 
     def open(self, *, from_step: int) -> Tracker:
         del from_step
-        from wizard_jax.train.vertex_tracker import VertexTracker
+        from wizard_jax.train.watching.vertex_tracker import VertexTracker
 
         return VertexTracker(experiment(self.server), run=RUN, settings=SETTINGS)
 
@@ -164,7 +164,7 @@ def test_weights_and_biases_gets_one_run_of_a_fixed_id_with_the_settings_and_not
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")  # as good as the setting
     monkeypatch.setattr("sys.argv", ["wizard", "--CANARY-argument"])
-    from wizard_jax.train.wandb_tracker import WandBTracker
+    from wizard_jax.train.watching.wandb_tracker import WandBTracker
 
     for _ in range(2):
         tracker = WandBTracker(WandB(project="p"), run=RUN, folder=tmp_path, settings=SETTINGS)
@@ -189,7 +189,7 @@ def test_without_a_key_weights_and_biases_does_not_ask_for_one_and_says_what_to_
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    from wizard_jax.train.wandb_tracker import WandBTracker
+    from wizard_jax.train.watching.wandb_tracker import WandBTracker
 
     with pytest.raises(UserError, match=r"WANDB_API_KEY.*mode=offline"):
         WandBTracker(WandB(project="p"), run=RUN, folder=tmp_path, settings={})

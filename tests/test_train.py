@@ -30,9 +30,9 @@ from wizard_jax.model.sharding import MeshConfig
 from wizard_jax.tokenizer import train_tokenizer
 from wizard_jax.train.checkpoint import CheckpointError, CheckpointStore
 from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
-from wizard_jax.train.metrics import read_metrics
 from wizard_jax.train.optimizer import AdamW
 from wizard_jax.train.train import train
+from wizard_jax.train.watching.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 60

@@ -11,7 +11,7 @@ from tiny_run import tiny_config
 from configs.errors import UserError
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import MeshConfig, make_mesh
-from wizard_jax.train.utilisation import utilisation_of
+from wizard_jax.train.watching.utilisation import utilisation_of
 
 LLAMA_7B = ModelConfig(
     vocab_size=32_000, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, head_dim=128, d_ff=11_008

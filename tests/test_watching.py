@@ -26,12 +26,12 @@ from wizard_jax.model.flops import token_flops
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.config import HeldOut, TrainConfig
-from wizard_jax.train.held_out import summed
-from wizard_jax.train.metrics import read_held_out, read_metrics
 from wizard_jax.train.step import batch_loss
-from wizard_jax.train.trackers import flat
 from wizard_jax.train.train import train
-from wizard_jax.train.utilisation import Utilisation
+from wizard_jax.train.watching.held_out import summed
+from wizard_jax.train.watching.metrics import read_held_out, read_metrics
+from wizard_jax.train.watching.trackers import flat
+from wizard_jax.train.watching.utilisation import Utilisation
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wizard_jax.data_verbs import Add
+    from wizard_jax.plan.plan import Planner
+    from wizard_jax.plan.report import Plan
     from wizard_jax.train.config import TrainConfig
-    from wizard_jax.train.plan import Planner
-    from wizard_jax.train.plan_report import Plan
 
 NOT_OPENED = {"tokenizer": "(not opened)", "data.dataset": "(not opened)", "data.chat_format": "(not used)"}
 """Settings that training requires and a plan does not look at."""
@@ -33,16 +33,16 @@ def add_train_verbs(add: Add, *, local: Callable[[str], Path]) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     # Before JAX starts, which reads the environment once.
-    from wizard_jax.train.tpu_compiler import use_tpu_compiler
+    from wizard_jax.plan.tpu_compiler import use_tpu_compiler
 
     versions = use_tpu_compiler()
     from configs.folder import write_atomically
     from configs.loader import load
+    from wizard_jax.plan.cache import PlanCache, default_folder
+    from wizard_jax.plan.plan import Planner
+    from wizard_jax.plan.report import COLLECTIVE_HEAD, collective_rows, report_rows, to_json
     from wizard_jax.progress import say, show_table
     from wizard_jax.train.config import TrainConfig
-    from wizard_jax.train.plan import Planner
-    from wizard_jax.train.plan_cache import PlanCache, default_folder
-    from wizard_jax.train.plan_report import COLLECTIVE_HEAD, collective_rows, report_rows, to_json
 
     config = load(TrainConfig, [arguments.config], arguments.settings, otherwise=NOT_OPENED)
     out = _place(arguments.out)
@@ -68,11 +68,11 @@ def _place(out: Path | None) -> Path | None:
 
 def _one_plan(config: TrainConfig, planner: Planner, *, compiles: int) -> Plan:
     """The plan of the config; raises PlanError with the shortfall and what would fit."""
+    from wizard_jax.plan.advice import nearest_change
+    from wizard_jax.plan.plan import PlanError, known_plan, make_plan, prepare
+    from wizard_jax.plan.report import Plan, amount
     from wizard_jax.progress import say
     from wizard_jax.train.fit import TooLarge
-    from wizard_jax.train.plan import PlanError, known_plan, make_plan, prepare
-    from wizard_jax.train.plan_advice import nearest_change
-    from wizard_jax.train.plan_report import Plan, amount
 
     try:
         prepared = prepare(config, planner)
@@ -95,10 +95,10 @@ def _one_plan(config: TrainConfig, planner: Planner, *, compiles: int) -> Plan:
 
 def _search(config: TrainConfig, planner: Planner, *, compiles: int) -> Plan:
     """Prints what fits, best first, and what was skipped; the plan of the best."""
+    from wizard_jax.plan.plan import PlanError
+    from wizard_jax.plan.report import amount
+    from wizard_jax.plan.search import search
     from wizard_jax.progress import say, show_table
-    from wizard_jax.train.plan import PlanError
-    from wizard_jax.train.plan_report import amount
-    from wizard_jax.train.plan_search import search
 
     found = search(config, planner, compiles=compiles, say=say)
     show_table(("not taken", "why"), [(variant.settings, why) for variant, why in found.skipped])

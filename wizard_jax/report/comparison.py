@@ -18,7 +18,7 @@ from data_gen.page import Html, element, figure, page, table
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.statistics import Proportion, difference
 from wizard_jax.evaluate.tasks.simulated_world import BANDS, STEPS
-from wizard_jax.train.metrics import read_metrics
+from wizard_jax.train.watching.metrics import read_metrics
 
 SAMPLES_SHOWN = 2  # of each band, for each model
 POINTS = 300  # of a curve; more would only make the file larger

@@ -14,7 +14,7 @@ from wizard_jax.model.lora import LoRA
 from wizard_jax.model.sharding import MeshConfig
 from wizard_jax.train.guard import Skip, Stop
 from wizard_jax.train.optimizer import Adafactor, AdamW, Lion
-from wizard_jax.train.trackers import Trackers
+from wizard_jax.train.watching.trackers import Trackers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -47,12 +47,7 @@ from wizard_jax.train.config import FromCheckpoint, RandomInit, TrainConfig
 from wizard_jax.train.feeding import fed_to_devices
 from wizard_jax.train.fit import fitting_mesh, steps_of
 from wizard_jax.train.halting import Halting
-from wizard_jax.train.held_out import HeldOutRows
-from wizard_jax.train.metrics import Recorder, read_metrics
 from wizard_jax.train.optimizer import check_schedule
-from wizard_jax.train.profiling import FOLDER as PROFILE
-from wizard_jax.train.profiling import check_profile_steps, profiled
-from wizard_jax.train.provenance import record_start
 from wizard_jax.train.source import (
     CHECKPOINTS,
     INPUT,
@@ -63,9 +58,14 @@ from wizard_jax.train.source import (
     weights_of,
 )
 from wizard_jax.train.step import Steps, TrainState
-from wizard_jax.train.summary import run_figures
-from wizard_jax.train.trackers import check_trackers, open_trackers
-from wizard_jax.train.utilisation import utilisation_of
+from wizard_jax.train.watching.held_out import HeldOutRows
+from wizard_jax.train.watching.metrics import Recorder, read_metrics
+from wizard_jax.train.watching.profiling import FOLDER as PROFILE
+from wizard_jax.train.watching.profiling import check_profile_steps, profiled
+from wizard_jax.train.watching.provenance import record_start
+from wizard_jax.train.watching.summary import run_figures
+from wizard_jax.train.watching.trackers import check_trackers, open_trackers
+from wizard_jax.train.watching.utilisation import utilisation_of
 
 FREE_WITH_WEIGHTS = ("model.initializer_range", "model.max_positions")
 """Settings of the model that do not say what given weights compute."""

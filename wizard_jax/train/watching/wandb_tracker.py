@@ -10,7 +10,7 @@ from pathlib import Path
 
 import wandb
 
-from wizard_jax.train.trackers import RunName, TrackerError, WandB
+from wizard_jax.train.watching.trackers import RunName, TrackerError, WandB
 
 
 class WandBTracker:

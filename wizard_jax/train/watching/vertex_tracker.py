@@ -12,7 +12,7 @@ from google.cloud import aiplatform
 from google.cloud.aiplatform_v1 import Execution
 
 from data_gen.llm.wire import readable
-from wizard_jax.train.trackers import RunName, TrackerError, VertexExperiment
+from wizard_jax.train.watching.trackers import RunName, TrackerError, VertexExperiment
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 STATE = Execution.State

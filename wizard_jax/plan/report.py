@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wizard_jax.train.collectives import Collective
+from wizard_jax.plan.collectives import Collective
 
 GIB = 2**30
 FORMAT = 1

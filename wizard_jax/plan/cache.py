@@ -21,8 +21,8 @@ import launch.slices
 from configs.folder import write_atomically
 from configs.loader import entries
 from launch.slices import find_slice
+from wizard_jax.plan.report import Outcome, from_json, to_json
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.plan_report import Outcome, from_json, to_json
 
 NOT_IN_THE_STEP = (
     "tokenizer",
@@ -74,16 +74,16 @@ def plan_key(
 
 STEP_MODULES = ("step", "loss", "optimizer", "factored", "guard")
 """Of `wizard_jax.train`: those that the step is made of. All of `wizard_jax.model` counts too."""
-_READERS = ("fit", "plan", "plan_report", "collectives", "hlo", "tpu_compiler")
+_READERS = ("train/fit", "plan/plan", "plan/report", "plan/collectives", "plan/hlo", "plan/tpu_compiler")
 
 
 def _source_hash() -> str:
     """Of every file that may change the step, or what is read out of it."""
-    here = Path(__file__).parent
-    files = [here / f"{name}.py" for name in (*STEP_MODULES, *_READERS)]
-    files += [*sorted((here.parent / "model").glob("*.py")), Path(launch.slices.__file__)]
+    package = Path(__file__).parents[1]
+    names = [*(f"train/{name}" for name in STEP_MODULES), *_READERS]
+    files = [*(package / f"{name}.py" for name in names), *sorted((package / "model").glob("*.py"))]
     digest = hashlib.sha256()
-    for file in files:
+    for file in (*files, Path(launch.slices.__file__)):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -217,7 +217,7 @@ def open_trackers(config: Trackers, folder: Path, *, settings: Mapping[str, str]
 
 def _wandb(config: WandB, run: RunName, folder: Path, settings: Mapping[str, str]) -> Callable[[], Tracker]:
     def make() -> Tracker:
-        from wizard_jax.train.wandb_tracker import WandBTracker  # the client takes 3 s to import
+        from wizard_jax.train.watching.wandb_tracker import WandBTracker  # the client takes 3 s to import
 
         return WandBTracker(config, run=run, folder=folder, settings=settings)
 
@@ -226,7 +226,7 @@ def _wandb(config: WandB, run: RunName, folder: Path, settings: Mapping[str, str
 
 def _vertex(config: VertexExperiment, run: RunName, settings: Mapping[str, str]) -> Callable[[], Tracker]:
     def make() -> Tracker:
-        from wizard_jax.train.vertex_tracker import VertexTracker  # the client takes 20 s to import
+        from wizard_jax.train.watching.vertex_tracker import VertexTracker  # the client takes 20 s to import
 
         return VertexTracker(config, run=run, settings=settings)
 

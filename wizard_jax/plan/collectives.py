@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from wizard_jax.train.hlo import Instruction, Module, array_bytes, executions, parse_module
+from wizard_jax.plan.hlo import Instruction, Module, array_bytes, executions, parse_module
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 DATA_CENTRE = "slice"

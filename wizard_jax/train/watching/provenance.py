@@ -28,7 +28,7 @@ import jax
 
 from configs.folder import write_atomically
 from configs.loader import entries
-from wizard_jax.train.utilisation import Utilisation
+from wizard_jax.train.watching.utilisation import Utilisation
 
 ROOT = Path(__file__).parents[2]
 STARTS = "starts.jsonl"

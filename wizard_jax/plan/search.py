@@ -31,10 +31,10 @@ from wizard_jax.data.config import RowsPerStep
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.flops import matrix_params, token_flops
 from wizard_jax.model.sharding import MESH_AXES, MeshConfig
+from wizard_jax.plan.cache import Busy
+from wizard_jax.plan.plan import PlanError, Planner, known_plan, make_plan, prepare, rows_of
+from wizard_jax.plan.report import Plan, amount
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.plan import PlanError, Planner, known_plan, make_plan, prepare, rows_of
-from wizard_jax.train.plan_cache import Busy
-from wizard_jax.train.plan_report import Plan, amount
 
 LARGEST_TENSOR = 16
 """Ways that heads are split at most: every layer waits for all of them four times."""
@@ -138,15 +138,16 @@ def rows_asked(config: TrainConfig, planner: Planner) -> int:
 def estimate(variant: Variant, config: TrainConfig, *, rows: int) -> tuple[float, float]:
     """(share of FLOPs computed again, bytes on the network): the order in which variants are tried.
 
-    Parameters are gathered twice and their gradients scattered once in each microbatch; with `tensor`, the residual
-    stream is summed four times in each layer.
+    Parameters are gathered twice in each microbatch, and their gradients scattered once unless an adapter is trained
+    instead; with `tensor`, the residual stream is summed four times in each layer.
     """
-    model = variant.apply(config).model
+    model, adapter = variant.apply(config).model, config.adapter
     width = {"float32": 4, "bfloat16": 2}[model.compute_dtype]
-    parameters = 3 * matrix_params(model) * width / variant.tensor * variant.gradient_accumulation
+    moves = 3 if adapter is None else 2
+    parameters = moves * matrix_params(model) * width / variant.tensor * variant.gradient_accumulation
     positions = rows / variant.fsdp * config.data.seq_len
     sums = 4 * model.n_layers * positions * model.d_model * width if variant.tensor > 1 else 0
-    return token_flops(model, seq_len=config.data.seq_len).recomputed_share, parameters + sums
+    return token_flops(model, seq_len=config.data.seq_len, adapter=adapter).recomputed_share, parameters + sums
 
 
 def search(config: TrainConfig, planner: Planner, *, compiles: int, say: Say) -> Found:

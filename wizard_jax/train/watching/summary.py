@@ -6,7 +6,7 @@ import os
 import statistics
 from typing import Any
 
-from wizard_jax.train.metrics import HELD_OUT, TIMING, UTILISATION, read_held_out, read_metrics
+from wizard_jax.train.watching.metrics import HELD_OUT, TIMING, UTILISATION, read_held_out, read_metrics
 
 SPEEDS = ("tokens_per_second", "trained_tokens_per_second", UTILISATION)
 

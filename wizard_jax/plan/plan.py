@@ -21,13 +21,13 @@ from wizard_jax.data.config import ConversationsPerStep, RowsPerStep
 from wizard_jax.data.steps import check_rows
 from wizard_jax.model.decoder import count_params
 from wizard_jax.model.flops import formula, token_flops
-from wizard_jax.train.collectives import kernels, read_collectives
+from wizard_jax.plan.cache import PlanCache, plan_key
+from wizard_jax.plan.collectives import kernels, read_collectives
+from wizard_jax.plan.report import Flops, Memory, Outcome, Overflow, Plan, Seconds
+from wizard_jax.plan.tpu_compiler import Versions, compiler_flags, tpu_devices
 from wizard_jax.train.config import TrainConfig
 from wizard_jax.train.fit import LeastMemory, check_memory, fitting_mesh, least_memory, left_whole, steps_of
-from wizard_jax.train.plan_cache import PlanCache, plan_key
-from wizard_jax.train.plan_report import Flops, Memory, Outcome, Overflow, Plan, Seconds
 from wizard_jax.train.step import abstract_batch
-from wizard_jax.train.tpu_compiler import Versions, compiler_flags, tpu_devices
 
 _NEEDED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)

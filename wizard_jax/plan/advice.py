@@ -12,10 +12,10 @@ from configs.errors import UserError
 from launch.slices import find_slice, larger
 from wizard_jax.model.flops import token_flops
 from wizard_jax.model.sharding import MeshConfig
+from wizard_jax.plan.plan import Planner, known_plan, make_plan, prepare
+from wizard_jax.plan.report import Plan, amount
+from wizard_jax.plan.search import Say, accumulations, remats, rows_asked, with_remat
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.plan import Planner, known_plan, make_plan, prepare
-from wizard_jax.train.plan_report import Plan, amount
-from wizard_jax.train.plan_search import Say, accumulations, remats, rows_asked, with_remat
 
 SIZES_OF_SLICES = 12
 """How many larger ones are looked at."""
@@ -34,11 +34,11 @@ def changes_within(config: TrainConfig, *, rows: int) -> Iterator[list[Change]]:
 
     The first are more microbatches; then the same with each remat that keeps less.
     """
-    now = token_flops(config.model, seq_len=config.data.seq_len).recomputed
+    now = token_flops(config.model, seq_len=config.data.seq_len, adapter=config.adapter).recomputed
     stronger = {}
     for remat in remats():
         model = with_remat(config.model, remat)
-        again = token_flops(model, seq_len=config.data.seq_len).recomputed
+        again = token_flops(model, seq_len=config.data.seq_len, adapter=config.adapter).recomputed
         if again > now:
             stronger[remat] = again
     assert config.slice is not None
@@ -62,7 +62,7 @@ def changes_of_slice(config: TrainConfig) -> Iterator[Change]:
         for count in sorted({config.gradient_accumulation, 1}, reverse=True):
             mesh = MeshConfig(slice=config.mesh.slice, fsdp=-1, tensor=config.mesh.tensor)
             changed = dataclasses.replace(config, slice=row.key, gradient_accumulation=count, mesh=mesh)
-            told = f"slice={row.name}"
+            told = f"slice={row.short_name}"
             told += f" gradient_accumulation={count}" * (count != config.gradient_accumulation)
             told += " mesh.fsdp=-1" * (config.mesh.fsdp != -1)
             yield Change(changed, told)
