@@ -292,7 +292,6 @@ def ours(tokens: np.ndarray, *, size: Size, unroll: int) -> tuple[int, Step]:
         "segment_ids": np.ones((rows, length), np.int32),
         "loss_weights": np.ones((rows, length), np.float32),
         HALT: np.zeros(rows, np.int32),
-        "halt": np.zeros(rows, np.int32),
     }
     with jax.set_mesh(mesh):
         steps = make_steps(

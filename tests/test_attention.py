@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wizard_jax.model.attention import attend
+from wizard_jax.model.attention import QUERIES, attend, attend_packed
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]], np.int32)
 
@@ -44,6 +44,17 @@ def test_a_query_at_an_offset_sees_what_it_saw_in_the_whole() -> None:
     whole = attend(q, k, v, q_segment_ids=SEGMENTS, kv_segment_ids=SEGMENTS)
     one = attend(q[:, 4:5], k, v, q_segment_ids=SEGMENTS[:, 4:5], kv_segment_ids=SEGMENTS, q_offset=jnp.int32(4))
     np.testing.assert_allclose(one, whole[:, 4:5], atol=1e-6)
+
+
+def test_rows_longer_than_the_queries_taken_at_a_time_attend_as_a_whole() -> None:
+    length = 2 * QUERIES + 7
+    q, k, v = (jnp.asarray(random((1, length, heads, 8), seed=heads)) for heads in (4, 2, 2))
+    segments = jnp.asarray(np.searchsorted([40, QUERIES + 9, length - 5], np.arange(length)[None], side="right") + 1)
+    segments = jnp.where(segments == 4, 0, segments).astype(jnp.int32)
+    found = attend_packed(q, k, v, segment_ids=segments, implementation="reference")
+    np.testing.assert_allclose(
+        found, attend(q, k, v, q_segment_ids=segments, kv_segment_ids=segments), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_fully_masked_queries_give_finite_values_and_gradients() -> None:
