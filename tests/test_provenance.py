@@ -13,8 +13,8 @@ import jax
 import pytest
 from tiny_run import tiny_config
 
-from wizard_jax.train import provenance
 from wizard_jax.train.config import TrainConfig
+from wizard_jax.train.watching import provenance
 from wizard_jax.train.watching.provenance import record_start, source_of
 from wizard_jax.train.watching.utilisation import Utilisation
 
@@ -87,6 +87,11 @@ def test_a_start_says_code_packages_devices_input_command_and_settings(
     git(checkout, "checkout", "-q", ".")
     git(checkout, "apply", str(run / "source.diff"))
     assert (checkout / "wizard_jax" / "step.py").read_text() == "two\n"
+
+
+def test_the_code_that_is_looked_at_is_what_runs() -> None:
+    assert pathlib.Path(__file__).parents[1] == provenance.ROOT
+    assert all((provenance.ROOT / path).exists() for path in provenance._CODE)
 
 
 def test_the_same_again_adds_a_line_and_no_second_environment(

@@ -20,9 +20,9 @@ from vertex_experiments import VertexServer
 from wandb.proto.wandb_internal_pb2 import Record
 
 from configs.errors import UserError
-from wizard_jax.train import trackers
 from wizard_jax.train.config import HeldOut
 from wizard_jax.train.train import train
+from wizard_jax.train.watching import trackers
 from wizard_jax.train.watching.metrics import flat, read_held_out, read_metrics
 from wizard_jax.train.watching.trackers import (
     InBackground,

@@ -30,7 +30,7 @@ from configs.folder import write_atomically
 from configs.loader import entries
 from wizard_jax.train.watching.utilisation import Utilisation
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STARTS = "starts.jsonl"
 _CODE = ("configs", "data_gen", "launch", "wizard_jax", "pyproject.toml", "uv.lock")
 _NEVER = ":(exclude,glob)**/.env*"
