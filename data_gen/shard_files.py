@@ -57,12 +57,17 @@ def open_shard(file: pathlib.Path, *, file_format: FileFormat) -> Iterator[Calla
         with naming(file), file.open("wb") as stream:
 
             def write(data: bytes) -> None:
-                head = struct.pack("<Q", len(data))
-                stream.write(b"".join((head, _masked_crc(head), data, _masked_crc(data))))
+                stream.write(frame(data))
 
             yield write
     with naming(file), file.open("rb") as written:
         os.fsync(written.fileno())
+
+
+def frame(data: bytes) -> bytes:
+    """A record as a TFRecord file has it: its length, the checksum of that, the record, and its checksum."""
+    head = struct.pack("<Q", len(data))
+    return b"".join((head, _masked_crc(head), data, _masked_crc(data)))
 
 
 @contextlib.contextmanager

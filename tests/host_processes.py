@@ -17,11 +17,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 HEARTBEAT = 6
+LONGEST = 180.0
+"""Seconds; on a machine that does much else."""
 
 
 @dataclass
@@ -31,21 +33,25 @@ class Group:
     farm: Farm
     pids: list[int]
     logs: list[Path]
+    _ended: dict[int, int] = field(default_factory=dict)
 
     def send(self, index: int, number: int) -> None:
         os.kill(self.pids[index], number)
 
-    def codes(self, *, seconds: float = 90.0) -> list[int]:
-        """How each process ended: its exit code, or the number of the signal it died of, below 0."""
-        codes: dict[int, int] = {}
+    def ended(self) -> dict[int, int]:
+        """How each process that has ended did so: its exit code, or the number of the signal it died of, below 0."""
+        for index, pid in enumerate(self.pids):
+            if index not in self._ended and (status := self.farm.asked({"poll": pid})) is not None:
+                self._ended[index] = status
+        return self._ended
+
+    def codes(self, *, seconds: float = LONGEST) -> list[int]:
+        """As `ended`, of all of them, once all have."""
         deadline = time.monotonic() + seconds
-        while len(codes) < len(self.pids):
-            assert time.monotonic() < deadline, f"{codes} have ended; {self.output()}"
+        while len(self.ended()) < len(self.pids):
+            assert time.monotonic() < deadline, f"{self.ended()} have ended; {self.output()}"
             time.sleep(0.05)
-            for pid in set(self.pids) - codes.keys():
-                if (status := self.farm.asked({"poll": pid})) is not None:
-                    codes[pid] = status
-        return [codes[pid] for pid in self.pids]
+        return [code for _, code in sorted(self._ended.items())]
 
     def output(self, index: int | None = None) -> str:
         logs = self.logs if index is None else [self.logs[index]]
@@ -133,10 +139,11 @@ def farm_of_wizards(folder: Path) -> Iterator[Farm]:
         process.communicate()
 
 
-def until(holds: Callable[[], bool], group: Group, *, seconds: float = 90.0) -> None:
+def until(holds: Callable[[], bool], group: Group, *, seconds: float = LONGEST) -> None:
     """Waits until it holds, while the processes of the group run."""
     deadline = time.monotonic() + seconds
     while not holds():
+        assert not group.ended(), f"it has not come to that: {group.ended()}, {group.output()}"
         assert time.monotonic() < deadline, f"it has not come to that: {group.output()}"
         time.sleep(0.005)
 
@@ -172,7 +179,6 @@ def _become(order: dict[str, object], main: Callable[[Sequence[str]], int]) -> i
 def _start_what_is_asked() -> None:
     import warnings
 
-    import tensorboardX
     from orbax.checkpoint import v1
 
     import wizard_jax.hosts.joining
@@ -180,7 +186,7 @@ def _start_what_is_asked() -> None:
     from wizard_jax.cli import main
 
     warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
-    del v1, tensorboardX, wizard_jax
+    del v1, wizard_jax
     gc.collect()
     gc.freeze()  # else the first collection of a child touches, and so copies, every page
     alive: set[int] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -22,13 +23,15 @@ from tiny_run import tiny_config, write_material
 
 from configs.loader import dump
 from wizard_jax.data.config import TrainedTokensPerStep
+from wizard_jax.data.packing import pack
 from wizard_jax.model.sharding import MeshConfig
+from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.config import HeldOut, TrainConfig
 from wizard_jax.train.watching.metrics import read_held_out, read_metrics
 from wizard_jax.train.watching.trackers import flat
 
-STEPS = 60
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,8 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     material = tmp_path_factory.mktemp("material")
     write_material(material)
-    return tiny_config(material, steps=STEPS, checkpoint_every=15, log_every=1, held_out=HeldOut(every=20))
+    batch = TrainedTokensPerStep(tokens=120)  # two or three rows a step, which do not divide among processes
+    return tiny_config(material, steps=STEPS, checkpoint_every=10, log_every=1, held_out=HeldOut(every=20), batch=batch)
 
 
 def command(config: TrainConfig, out: Path, **changes: Any) -> list[str]:
@@ -58,30 +62,19 @@ def whole(farm: Farm, config: TrainConfig, tmp_path_factory: pytest.TempPathFact
     return out
 
 
-def untimed(folder: Path) -> list[str]:
-    return [line.partition(', "timing"')[0] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def untimed(folder: Path, *, upto: int = STEPS) -> list[str]:
+    """The lines of metrics.jsonl up to a step, without the timing that ends each."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [line.partition(', "timing"')[0] for line in lines if json.loads(line)["step"] <= upto]
 
 
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(folder)]
-
-
-def has_made(out: Path, step: int) -> bool:
-    return bool((lines := read_metrics(out)) and lines[-1]["step"] >= step)
-
-
-@pytest.mark.parametrize(
-    ("processes", "devices", "mesh"),
-    [(1, 4, MeshConfig()), (4, 1, MeshConfig(fsdp=2, tensor=2))],
-)
-def test_one_two_and_four_processes_learn_the_same(
-    farm: Farm, config: TrainConfig, whole: Path, tmp_path: Path, processes: int, devices: int, mesh: MeshConfig
-) -> None:
-    out = tmp_path / "run"
-    farm.run(command(config, out, mesh=mesh), processes=processes, devices=devices)
-    np.testing.assert_allclose(losses(out), losses(whole), rtol=1e-4)
+def assert_same_learning(out: Path, whole: Path) -> None:
+    """On other devices sums are made in another order, so figures are not the same bits."""
+    for name in ("trained_tokens", "loss", "grad_norm"):
+        here, there = ([line[name] for line in read_metrics(folder)] for folder in (out, whole))
+        np.testing.assert_allclose(here, there, rtol=1e-4, err_msg=name)
     measured, expected = read_held_out(out), read_held_out(whole)
-    assert [line["step"] for line in measured] == [line["step"] for line in expected] == [0, 20, 40, STEPS]
+    assert [line["step"] for line in measured] == [line["step"] for line in expected] == [0, 20, STEPS]
     for here, there in zip(measured, expected, strict=True):
         of_here, of_there = flat(here["held_out"]), flat(there["held_out"])
         assert of_here.keys() == of_there.keys()
@@ -89,16 +82,28 @@ def test_one_two_and_four_processes_learn_the_same(
             assert figure == pytest.approx(of_there[name], rel=0 if name.endswith("tokens") else 1e-4), name
 
 
+def has_made(out: Path, step: int) -> bool:
+    return bool((lines := read_metrics(out)) and lines[-1]["step"] >= step)
+
+
+def test_one_process_learns_what_two_do_from_steps_whose_rows_do_not_divide_among_them(
+    farm: Farm, config: TrainConfig, whole: Path, tmp_path: Path
+) -> None:
+    farm.run(command(config, tmp_path / "run"), processes=1, devices=4)
+    assert_same_learning(tmp_path / "run", whole)
+    assert len({line["trained_tokens"] for line in read_metrics(whole)}) > 3
+
+
 def last_step(out: Path) -> int:
     with CheckpointStore(out / "checkpoints") as store:
         return store.steps()[-1]
 
 
-def test_one_process_that_is_told_to_stop_stops_all_in_the_same_step_and_four_go_on_with_another_mesh(
+def test_one_process_that_is_told_to_stop_stops_all_in_the_same_step_and_four_learn_the_rest_on_another_mesh(
     farm: Farm, config: TrainConfig, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    for told, number, code, step in ((1, signal.SIGTERM, 42, 5), (0, signal.SIGINT, 130, 25)):
+    for told, number, code, step in ((1, signal.SIGTERM, 42, 3), (0, signal.SIGINT, 130, 12)):
         group = farm.start(command(config, out), processes=2, devices=2)
         until(lambda step=step: has_made(out, step), group)
         group.send(told, number)
@@ -107,17 +112,17 @@ def test_one_process_that_is_told_to_stop_stops_all_in_the_same_step_and_four_go
         assert "run the same command to go on" in group.output(1)
         saved = last_step(out)
         assert step < saved < STEPS
-        assert untimed(out) == untimed(whole)[:saved]
+        assert untimed(out) == untimed(whole, upto=saved)
     farm.run(command(config, out, mesh=MeshConfig(fsdp=2, tensor=2)), processes=4, devices=1)
-    assert untimed(out)[:saved] == untimed(whole)[:saved]
-    np.testing.assert_allclose(losses(out), losses(whole), rtol=1e-4)
+    assert untimed(out, upto=saved) == untimed(whole, upto=saved)
+    assert_same_learning(out, whole)
 
 
 def test_when_one_process_is_killed_the_others_end_soon_and_say_so_and_the_run_goes_on_bit_for_bit(
     farm: Farm, config: TrainConfig, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    for killed, step in ((1, 20), (0, 50)):
+    for killed, step in ((1, 12), (0, 32)):
         group = farm.start(command(config, out), processes=2, devices=2)
         until(lambda step=step: has_made(out, step), group)
         group.send(killed, signal.SIGKILL)
@@ -174,10 +179,10 @@ def test_a_process_that_can_not_read_its_rows_stops_all_and_each_says_which_and_
 ) -> None:
     out, cache = tmp_path / "run", tmp_path / "packed"
     shutil.copytree(str(config.pack_cache), cache)
-    place = within_one_row(*cache.glob("*/*.arrayrecord"), copy=tmp_path / "copy")
+    rows = pack(config.data, Tokenizer(config.tokenizer), cache_dir=cache).path / "rows-00000-of-00001.arrayrecord"
+    place = within_one_row(rows, copy=tmp_path / "copy")
     group = farm.start(command(config, out, pack_cache=str(cache)), processes=2, devices=2)
     until(lambda: has_made(out, 5), group)
-    (rows,) = cache.glob("*/*.arrayrecord")
     damage(rows, at=place)
     assert group.codes() == [2, 2], group.output()
     saved = last_step(out)
@@ -188,21 +193,9 @@ def test_a_process_that_can_not_read_its_rows_stops_all_and_each_says_which_and_
     step, who, at = told[0]
     assert (int(step), int(at)) == (saved + 1, saved)
     assert who.count(" of 2 on ") == 1
-    assert untimed(out) == untimed(whole)[:saved]
+    assert untimed(out) == untimed(whole, upto=saved)
     farm.run(command(config, out), processes=1, devices=4)
-    np.testing.assert_allclose(losses(out), losses(whole), rtol=1e-4)
-
-
-def test_steps_whose_rows_do_not_divide_among_processes_learn_the_same(
-    farm: Farm, config: TrainConfig, tmp_path: Path
-) -> None:
-    uneven = dataclasses.replace(config, batch=TrainedTokensPerStep(tokens=100), steps=12, checkpoint_every=12)
-    for processes, devices in ((1, 4), (2, 2)):
-        farm.run(command(uneven, tmp_path / f"{processes}"), processes=processes, devices=devices)
-    alone, together = (read_metrics(tmp_path / name) for name in ("1", "2"))
-    assert len({line["trained_tokens"] for line in alone}) > 3
-    for name in ("trained_tokens", "loss", "grad_norm"):
-        np.testing.assert_allclose([line[name] for line in together], [line[name] for line in alone], rtol=1e-4)
+    assert_same_learning(out, whole)
 
 
 def test_a_process_with_other_settings_is_named_before_there_is_a_folder(
@@ -230,7 +223,7 @@ def test_launched_locally_a_group_goes_on_by_itself_after_one_of_it_was_killed(
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     with subprocess.Popen(launch, env=environment, stdout=subprocess.DEVNULL, cwd=ROOT) as launcher:
         deadline = time.monotonic() + 300
-        for index, step in ((1, 20), (0, 40)):
+        for index, step in ((1, 12), (0, 25)):
             while not has_made(out, step):
                 assert launcher.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()

@@ -24,10 +24,10 @@ from wizard_jax.train.config import HeldOut
 from wizard_jax.train.train import train
 from wizard_jax.train.watching import trackers
 from wizard_jax.train.watching.metrics import flat, read_held_out, read_metrics
+from wizard_jax.train.watching.tensorboard import TensorBoard
 from wizard_jax.train.watching.trackers import (
     InBackground,
     RunName,
-    TensorBoard,
     Tracker,
     Trackers,
     VertexExperiment,
@@ -56,7 +56,6 @@ class OnDisk:
         self.folder = folder / "tensorboard"
 
     def open(self, *, from_step: int) -> Tracker:
-        time.sleep(1.1 if self.folder.exists() else 0)  # its files are named by the second
         return TensorBoard(self.folder, from_step=from_step)
 
     def curves(self) -> Curves:

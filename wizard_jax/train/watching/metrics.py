@@ -23,8 +23,9 @@ import jax
 from configs.errors import UserError
 from wizard_jax.progress import Progress
 from wizard_jax.train.step import StepMetrics
+from wizard_jax.train.watching.tensorboard import TensorBoard
 from wizard_jax.train.watching.timing import CompileClock, Waiting, device_memory
-from wizard_jax.train.watching.trackers import TensorBoard, Tracker, flat
+from wizard_jax.train.watching.trackers import Tracker, flat
 from wizard_jax.train.watching.utilisation import Utilisation
 
 P = ParamSpec("P")

@@ -93,26 +93,6 @@ class RunName(NamedTuple):
     name: str
 
 
-class TensorBoard:
-    """Event files in a folder. Figures of `from_step` and later, from a run that was cut off, are hidden."""
-
-    def __init__(self, folder: Path, *, from_step: int) -> None:
-        from tensorboardX import SummaryWriter  # imports torch where there is one: a second or more, for training alone
-
-        self._curves = SummaryWriter(str(folder), purge_step=from_step)
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self._curves.add_scalar(name, value, global_step=step)
-
-    def flush(self) -> None:
-        self._curves.flush()
-
-    def close(self, *, finished: bool) -> None:
-        del finished
-        self._curves.close()
-
-
 class InBackground:
     """A tracker that is opened, fed and closed by a thread of its own, and whose failures stop nothing.
 
