@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,12 +190,15 @@ def test_a_damaged_step_is_never_trusted_when_a_run_dies_as_it_saves_it_again(
         assert store.steps() == (1, 2)
 
 
-def test_what_is_restored_is_not_removed_while_a_newer_one_is_damaged(saved: pathlib.Path) -> None:
+@pytest.mark.parametrize("step", [2, 4])  # before the damaged one, and after it
+def test_a_damaged_one_takes_no_place_among_those_to_keep(saved: pathlib.Path, step: int) -> None:
     lose_a_file(saved / "3")
-    with CheckpointStore(saved, keep=Keep(newest=1)) as store:
-        store.save(2, trees(20.0))
-        store.wait()
+    with CheckpointStore(saved, keep=Keep(newest=2)) as store:
         assert store.restore(abstract("params")).step == 2
+        store.save(step, trees(20.0))
+        store.wait()
+        assert set(store.steps()) - {3} == ({1, 2} if step == 2 else {2, 4})
+        assert store.restore(abstract("params")).step == step
 
 
 def lose_a_file(step: pathlib.Path) -> pathlib.Path:
@@ -245,12 +249,20 @@ def test_a_flipped_byte_is_found(tmp_path: pathlib.Path, size: int) -> None:
 # Orbax does not await the other reads of a tree when one has failed.
 @pytest.mark.filterwarnings("ignore:.*never awaited:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_orbax_can_not_read_is_damage_too(saved: pathlib.Path) -> None:
+@pytest.mark.parametrize("lost", ["a file", "a tree", "all"])
+def test_what_orbax_can_not_read_is_damage_too(saved: pathlib.Path, lost: str) -> None:
     (saved / "3.json").unlink()
-    lose_a_file(saved / "3")
+    match lost:
+        case "a file":
+            lose_a_file(saved / "3")
+        case "a tree":
+            shutil.rmtree(saved / "3" / "params")
+        case _:
+            shutil.rmtree(saved / "3")
+            (saved / "3").mkdir()
     restored = CheckpointStore(saved).restore(abstract("params"))
     assert restored.step == 2
-    assert "3 can not be read" in restored.notes[0]
+    assert f"{saved / '3'}" in restored.notes[0]
 
 
 def test_a_checkpoint_whose_list_of_files_was_not_yet_written_counts(saved: pathlib.Path) -> None:
@@ -260,11 +272,23 @@ def test_a_checkpoint_whose_list_of_files_was_not_yet_written_counts(saved: path
     assert CheckpointStore(saved).restore(abstract("params")).step == 2
 
 
-def test_a_damaged_list_of_files_is_damage(saved: pathlib.Path) -> None:
-    (saved / "3.json").write_text("{")
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"files": 3}', '{"files": {"a": {}}}', "\xff"])
+def test_a_damaged_list_of_files_is_damage(saved: pathlib.Path, text: str) -> None:
+    (saved / "3.json").write_bytes(text.encode("latin-1"))
     restored = CheckpointStore(saved).restore(abstract("params"))
     assert restored.step == 2
     assert "3.json can not be read" in restored.notes[0]
+
+
+def test_a_file_that_the_disk_does_not_give_back_is_damage(saved: pathlib.Path) -> None:
+    file = lose_a_file(saved / "3")
+    file.symlink_to("/proc/self/mem")  # of size 0 and unreadable at its beginning
+    listed = json.loads((saved / "3.json").read_text())
+    listed["files"][str(file.relative_to(saved / "3"))]["bytes"] = 0
+    (saved / "3.json").write_text(json.dumps(listed))
+    restored = CheckpointStore(saved).restore(abstract("params"))
+    assert restored.step == 2
+    assert f"{file} can not be read: OSError: [Errno 5]" in restored.notes[0]
 
 
 def test_with_none_left_every_one_is_named(saved: pathlib.Path) -> None:

@@ -88,6 +88,7 @@ class CheckpointStore:
         self._keep, self._hosts = keep, hosts
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._saving: tuple[int, Future[None]] | None = None
+        self._passed_over: set[int] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -113,6 +114,7 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._hosts.is_first:
                 self._remove(step)
+            self._passed_over.discard(step)
             response = ocp.save_checkpointables_async(self._path(step), dict(trees), overwrite=True)
         except _DAMAGE as error:
             raise self._unsaved(step, error) from error
@@ -173,6 +175,7 @@ class CheckpointStore:
                 notes = [f"checkpoint {candidate} is taken instead of a newer one: {one}" for one in damaged]
                 return Restored(candidate, trees, tuple(notes))
             damaged.append(problem)
+            self._passed_over.add(candidate)
         if step is not None:
             others = _listed([other for other in candidates if other != step])
             raise CheckpointError(f"checkpoint {step} is damaged: {damaged[0]}. Other steps here: {others}")
@@ -230,8 +233,9 @@ class CheckpointStore:
         self._hosts.wait(f"committed {step}")
 
     def _tidy(self, *, upto: int) -> None:
-        saved = {step: self._loss(step) for step in self.steps() if step <= upto}
-        for step in saved.keys() - self._keep.of(saved):
+        steps = [step for step in self.steps() if step <= upto]
+        whole = {step: self._loss(step) for step in steps if step not in self._passed_over}
+        for step in set(steps) - self._keep.of(whole):
             self._remove(step)
         for path in self.folder.iterdir():
             if _UNFINISHED in path.name:
@@ -260,23 +264,29 @@ class CheckpointStore:
         if not manifest.exists():  # the run died just after the commit
             return None if (folder / _COMMITTED).exists() else f"{folder / _COMMITTED} is missing"
         try:
-            expected = json.loads(manifest.read_text())["files"]
-        except (ValueError, LookupError, TypeError) as error:
+            files = json.loads(manifest.read_text())["files"]
+            expected = {name: (int(told["bytes"]), int(told["crc32c"])) for name, told in files.items()}
+        except (*_DAMAGE, TypeError, AttributeError) as error:
             return f"{manifest} can not be read: {_first_line(error)}"
         for name in self._share(list(expected)):
-            told, file = expected[name], folder / name
-            if not file.exists():
-                return f"{file} is missing"
-            if (size := int(file.stat().length)) != told["bytes"]:
-                return f"{file} has {size:,} bytes of {told['bytes']:,}"
-            if _checksum(file) != told["crc32c"]:
-                return f"{file} has other bytes than were saved (CRC-32C)"
+            file, (size, checksum) = folder / name, expected[name]
+            try:
+                if not file.exists():
+                    return f"{file} is missing"
+                if (found := int(file.stat().length)) != size:
+                    return f"{file} has {found:,} bytes of {size:,}"
+                if _checksum(file) != checksum:
+                    return f"{file} has other bytes than were saved (CRC-32C)"
+            except OSError as error:
+                return f"{file} can not be read: {_first_line(error)}"
         return None
 
     def _load(self, step: int, abstract: Mapping[str, Any], convert: Convert | None) -> dict[str, Any]:
         path = self._path(step)
         saved = ocp.checkpointables_metadata(path).metadata
         for name in abstract:
+            if name not in saved and not self._manifest(step).exists():
+                raise OSError(f"it holds no {name}")
             if name not in saved:
                 raise CheckpointError(
                     f"{path} holds no {name}, only {', '.join(sorted(saved))}: it is not of a run, or of one by an "
