@@ -31,7 +31,7 @@ from wizard_jax.train.config import HeldOut, TrainConfig
 from wizard_jax.train.watching.metrics import read_held_out, read_metrics
 from wizard_jax.train.watching.trackers import flat
 
-STEPS = 40
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     material = tmp_path_factory.mktemp("material")
     write_material(material)
     batch = TrainedTokensPerStep(tokens=120)  # two or three rows a step, which do not divide among processes
-    return tiny_config(material, steps=STEPS, checkpoint_every=10, log_every=1, held_out=HeldOut(every=20), batch=batch)
+    return tiny_config(material, steps=STEPS, checkpoint_every=6, log_every=1, held_out=HeldOut(every=12), batch=batch)
 
 
 def command(config: TrainConfig, out: Path, **changes: Any) -> list[str]:
@@ -74,7 +74,7 @@ def assert_same_learning(out: Path, whole: Path) -> None:
         here, there = ([line[name] for line in read_metrics(folder)] for folder in (out, whole))
         np.testing.assert_allclose(here, there, rtol=1e-4, err_msg=name)
     measured, expected = read_held_out(out), read_held_out(whole)
-    assert [line["step"] for line in measured] == [line["step"] for line in expected] == [0, 20, STEPS]
+    assert [line["step"] for line in measured] == [line["step"] for line in expected] == [0, 12, STEPS]
     for here, there in zip(measured, expected, strict=True):
         of_here, of_there = flat(here["held_out"]), flat(there["held_out"])
         assert of_here.keys() == of_there.keys()
@@ -103,7 +103,7 @@ def test_one_process_that_is_told_to_stop_stops_all_in_the_same_step_and_four_le
     farm: Farm, config: TrainConfig, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    for told, number, code, step in ((1, signal.SIGTERM, 42, 3), (0, signal.SIGINT, 130, 12)):
+    for told, number, code, step in ((1, signal.SIGTERM, 42, 3), (0, signal.SIGINT, 130, 8)):
         group = farm.start(command(config, out), processes=2, devices=2)
         until(lambda step=step: has_made(out, step), group)
         group.send(told, number)
@@ -122,7 +122,7 @@ def test_when_one_process_is_killed_the_others_end_soon_and_say_so_and_the_run_g
     farm: Farm, config: TrainConfig, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    for killed, step in ((1, 12), (0, 32)):
+    for killed, step in ((1, 8), (0, 20)):
         group = farm.start(command(config, out), processes=2, devices=2)
         until(lambda step=step: has_made(out, step), group)
         group.send(killed, signal.SIGKILL)
@@ -223,7 +223,7 @@ def test_launched_locally_a_group_goes_on_by_itself_after_one_of_it_was_killed(
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     with subprocess.Popen(launch, env=environment, stdout=subprocess.DEVNULL, cwd=ROOT) as launcher:
         deadline = time.monotonic() + 300
-        for index, step in ((1, 12), (0, 25)):
+        for index, step in ((1, 8), (0, 15)):
             while not has_made(out, step):
                 assert launcher.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
