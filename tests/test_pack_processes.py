@@ -14,6 +14,7 @@ from packed_rows import config, record, rows_of, small_tokenizer, write
 from data_gen.shard_files import FileFormat
 from data_gen.shards import read_dataset, read_manifest, write_dataset
 from data_gen.stretches import cut
+from wizard_jax.data import packing
 from wizard_jax.data.config import DataError
 from wizard_jax.data.packing import PackedFolder, Sizes, pack
 from wizard_jax.data.workers import in_order
@@ -81,7 +82,7 @@ def stamps(folder: pathlib.Path, pattern: str) -> dict[str, tuple[int, int]]:
     return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in folder.glob(pattern)}
 
 
-@pytest.mark.parametrize(("processes", "stage"), [(1, "chunks"), (2, "chunks"), (1, "rows")])
+@pytest.mark.parametrize(("processes", "stage"), [(2, "chunks"), (1, "rows")])
 def test_a_killed_packing_goes_on_from_what_is_finished(
     dataset: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path, processes: int, stage: str
 ) -> None:
@@ -112,6 +113,24 @@ def test_a_killed_packing_goes_on_from_what_is_finished(
     assert before.items() <= after.items(), "a finished chunk was encoded again"
     assert rows_before.items() <= stamps(again.path, "*record").items(), "a finished file of rows was written again"
     assert not list(cache.glob(".*")), "token ids are left behind"
+
+
+@pytest.mark.parametrize("dies_in", ["rmtree", "put_in_place"])
+def test_what_only_lacked_its_name_is_not_made_again_and_leaves_nothing_behind(
+    dataset: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, dies_in: str
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.shards if dies_in == "put_in_place" else packing.shutil, dies_in, die)
+        with pytest.raises(KeyboardInterrupt):
+            pack(config(dataset, processes=1), tokenizer, cache_dir=tmp_path, sizes=SMALL)
+    (partial,) = tmp_path.glob(".*.partial")
+    before = stamps(partial, "*")
+    again = pack(config(dataset, processes=1), tokenizer, cache_dir=tmp_path, sizes=SMALL)
+    assert stamps(again.path, "*") == before
+    assert sorted(file.name for file in tmp_path.iterdir() if file.suffix != ".lock") == [again.path.name]
 
 
 def test_a_damaged_chunk_is_made_again(dataset: pathlib.Path, tokenizer: Tokenizer, tmp_path: pathlib.Path) -> None:

@@ -125,9 +125,10 @@ def pack(
             if packed is None:
                 partial = job.cache_dir / f".{job.key}.partial"
                 with _folder_if_filled(job.encoded), _folder_if_filled(partial):
-                    _build(job, partial, progress=progress)
-                    shards.put_in_place(partial, job.folder)
+                    if _open_packed(partial) is None:  # one that was killed here had only to give it its name
+                        _build(job, partial, progress=progress)
                     shutil.rmtree(job.encoded)
+                    shards.put_in_place(partial, job.folder)
                 packed = _open_packed(job.folder)
                 assert packed is not None, f"{job.folder} was just written and is not intact"
     _refuse_losses(packed.audit, config=config, file=packed.path / AUDIT)
@@ -229,6 +230,7 @@ def _build(job: _Job, folder: pathlib.Path, *, progress: Progress) -> None:
     refused = job.cache_dir / f"{job.key}.audit.json"
     write_atomically(refused, audit.to_json())
     _refuse_losses(audit, config=config, file=refused)
+    refused.unlink()
     tasks = row_tasks(conversations, items=choice.items, lengths=lengths, plan=plan, file_rows=file_rows)
     processes = min(config.processes or usable_cpus(), row_file_count(plan, file_rows=file_rows))
     files, done = [], 0
@@ -246,7 +248,6 @@ def _build(job: _Job, folder: pathlib.Path, *, progress: Progress) -> None:
         "audit_sha256": sha256_of(folder / AUDIT),
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    refused.unlink()
 
 
 def _refuse_losses(audit: Audit, *, config: DataConfig, file: pathlib.Path) -> None:
