@@ -1,23 +1,27 @@
 """Memory on each chip of our training step and of MaxText's, for the same models on the same slices.
 
-    python benchmarks/plan_memory.py [--cache FOLDER] [NUMBER ...]
+    pip install --no-deps --target LIBTPU libtpu==0.0.52
+    python benchmarks/plan_memory.py --libtpu LIBTPU [NUMBER ...]
 
-Ours is compiled here, as `wizard plan` does it: one to ten minutes each, cached. MaxText's figures are of its
-`train_compile` (revision e591f30, base.yml, remat_policy=full, synthetic data, jax 0.12.0.1, libtpu 0.0.52), arguments
-and temporaries; ours are compiled with what is installed, which the table names. Both have float32 parameters and
-moments, bfloat16 computation, full remat, and splash attention.
+MaxText's figures are of its `train_compile` (revision e591f30, base.yml, remat_policy=full, synthetic data, jax
+0.12.0.1, libtpu 0.0.52): arguments and temporaries. Ours are compiled here, one to ten minutes each, with the libtpu
+that is installed or the one in LIBTPU; two versions of it do not count temporaries alike. Both have float32 parameters
+and moments, bfloat16 computation, full remat, and splash attention.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from configs.loader import load
 from wizard_jax.plan.cache import PlanCache, default_folder
-from wizard_jax.plan.plan import Planner, make_plan, prepare
-from wizard_jax.plan.report import Plan
+from wizard_jax.plan.plan import Planner, compile_step, prepare
+from wizard_jax.plan.report import Seconds
 from wizard_jax.plan.tpu_compiler import use_tpu_compiler
 from wizard_jax.progress import say, show_table
 from wizard_jax.train.config import TrainConfig
@@ -48,50 +52,43 @@ JOBS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("jobs", nargs="*", type=int, metavar="NUMBER", help="which of the five, from 1 (default: all)")
-    parser.add_argument("--cache", type=Path, default=default_folder(), help="of plans")
+    parser.add_argument("--libtpu", type=Path, help="a folder that another libtpu was installed into")
     arguments = parser.parse_args()
-    planner = Planner(PlanCache(arguments.cache), use_tpu_compiler())
+    versions = use_tpu_compiler()
+    if arguments.libtpu is not None:
+        os.environ["TPU_LIBRARY_PATH"] = str(arguments.libtpu / "libtpu/libtpu.so")
+        other = next(iter(importlib.metadata.distributions(name="libtpu", path=[str(arguments.libtpu)])))
+        versions["libtpu"] = other.version
+    planner = Planner(PlanCache(default_folder()), versions)
     rows = []
     for number in arguments.jobs or range(1, len(JOBS) + 1):
         job = JOBS[number - 1]
         say(f"LLaMA-2 {job.size} on {job.slice}, {job.rows} x {job.seq_len}")
-        rows.append(compared(job, plan_of(job, planner)))
-    head = (
-        "model",
-        "slice",
-        "rows x L",
-        "ours: arguments + temporaries",
-        "peak",
-        "MaxText",
-        "ours / MaxText",
-        "compile",
-    )
-    show_table(head, rows)
-    say("GiB on each chip; compiled with " + ", ".join(f"{name} {one}" for name, one in planner.versions.items()))
+        rows.append(compared(job, *compiled(job, planner)))
+    show_table(("model", "slice", "rows x L", "ours", "peak", "MaxText", "ours / MaxText", "compile"), rows)
+    say("GiB on each chip, arguments + temporaries; by " + ", ".join(f"{name} {one}" for name, one in versions.items()))
 
 
-def plan_of(job: Job, planner: Planner) -> Plan:
+def compiled(job: Job, planner: Planner) -> tuple[Any, Seconds]:
+    """What the compiler says of memory, and how long it took."""
     files = [f"configs/models/llama2_{job.size}.gin", "configs/recipes/wizardlm.gin"]
     asked = [f"slice={job.slice}", "batch=@RowsPerStep", f"batch.rows={job.rows}", f"data.seq_len={job.seq_len}"]
     given = ["tokenizer=-", "data.chat_format=-", "init=@RandomInit", "epochs=None", "steps=1000"]
-    plan = make_plan(prepare(load(TrainConfig, files, [*asked, *given]), planner), planner)
-    if not isinstance(plan, Plan):
-        raise SystemExit(f"does not fit: {plan.told}")
-    return plan
+    program, seconds = compile_step(prepare(load(TrainConfig, files, [*asked, *given]), planner))
+    return program.memory_analysis(), seconds
 
 
-def compared(job: Job, plan: Plan) -> tuple[str, ...]:
-    memory = plan.memory
-    ours = memory.arguments + memory.temporaries
+def compared(job: Job, memory: Any, seconds: Seconds) -> tuple[str, ...]:
+    ours = memory.argument_size_in_bytes / GIB, memory.temp_size_in_bytes / GIB
     return (
-        job.size,
+        f"LLaMA-2 {job.size}",
         job.slice,
         f"{job.rows} x {job.seq_len}",
-        f"{memory.arguments / GIB:.2f} + {memory.temporaries / GIB:.2f} = {ours / GIB:.2f}",
-        f"{memory.peak / GIB:.2f}",
+        f"{ours[0]:.2f} + {ours[1]:.2f} = {sum(ours):.2f}",
+        f"{memory.peak_memory_in_bytes / GIB:.2f}",
         f"{job.theirs[0]:.2f} + {job.theirs[1]:.2f} = {sum(job.theirs):.2f}",
-        f"{ours / GIB / sum(job.theirs):.3f}",
-        f"{plan.seconds.trace + plan.seconds.lower:.1f} s + {plan.seconds.compile:.0f} s",
+        f"{sum(ours) / sum(job.theirs):.3f}",
+        f"{seconds.compile:.0f} s",
     )
 
 

@@ -133,28 +133,36 @@ def canonical(config: TrainConfig) -> TrainConfig:
     return config if config.slice is None else dataclasses.replace(config, slice=find_slice(config.slice).key)
 
 
-def compile_plan(prepared: Prepared, *, versions: Versions) -> Outcome:
-    """Traces, lowers and compiles the step, and reads what the compiler made of it."""
-    config, mesh, rows, key = prepared.config, prepared.mesh, prepared.rows, prepared.key
-    assert config.slice is not None
-    row = find_slice(config.slice)
+def compile_step(prepared: Prepared) -> tuple[jax.stages.Compiled, Seconds]:
+    """Traces, lowers and compiles the step. Raises JaxRuntimeError as the compiler does, for one that is too large."""
+    config, mesh = prepared.config, prepared.mesh
     # Outside of `set_mesh`: Optax makes small arrays here, which devices that are not there can not hold.
     steps = steps_of(config, total_steps=config.steps or 1, mesh=mesh)
     step: Any = steps.train
-    batch = abstract_batch(rows=rows.count, seq_len=config.data.seq_len, mesh=mesh)
+    batch = abstract_batch(rows=prepared.rows.count, seq_len=config.data.seq_len, mesh=mesh)
     clock = [time.perf_counter()]
     with jax.set_mesh(mesh):
         traced = step.trace(steps.abstract, batch)
         clock.append(time.perf_counter())
         lowered = traced.lower()
         clock.append(time.perf_counter())
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            return _overflow(error, slice_key=row.key, key=key)
+        compiled = lowered.compile()
         clock.append(time.perf_counter())
     trace, lower, compile_ = (after - before for before, after in itertools.pairwise(clock))
+    return compiled, Seconds(trace=trace, lower=lower, compile=compile_)
+
+
+def compile_plan(prepared: Prepared, *, versions: Versions) -> Outcome:
+    """Compiles the step, and reads what the compiler made of it."""
+    config, mesh, rows, key = prepared.config, prepared.mesh, prepared.rows, prepared.key
+    assert config.slice is not None
+    row = find_slice(config.slice)
+    try:
+        compiled, seconds = compile_step(prepared)
+    except jax.errors.JaxRuntimeError as error:
+        return _overflow(error, slice_key=row.key, key=key)
     text = compiled.as_text()
+    assert text is not None
     flops = token_flops(config.model, seq_len=config.data.seq_len, adapter=config.adapter)
     tokens = rows.count * config.data.seq_len
     return Plan(
@@ -181,7 +189,7 @@ def compile_plan(prepared: Prepared, *, versions: Versions) -> Outcome:
         ),
         collectives=read_collectives(text, mesh=dict(mesh.shape)),
         kernels=kernels(text),
-        seconds=Seconds(trace=trace, lower=lower, compile=compile_),
+        seconds=seconds,
         versions=versions,
         flags=compiler_flags(),
         key=key,
