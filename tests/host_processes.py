@@ -19,11 +19,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 ROOT = Path(__file__).parents[1]
 HEARTBEAT = 6
 LONGEST = 180.0
 """Seconds; on a machine that does much else."""
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+"""Flags for XLA; tests spend far more time in it than in what it makes."""
 
 
 @dataclass
@@ -71,9 +74,10 @@ class Farm:
         *,
         processes: int,
         devices: int,
+        program: Literal["wizard", "exact_steps"] = "wizard",
         **environment: str,
     ) -> Group:
-        """`wizard` with these arguments, or each process with its own, of `devices` each."""
+        """`wizard` with these arguments, or each process with its own, of `devices` each; or another program."""
         self.asked({"kill": "all"})
         address = f"127.0.0.1:{_free_port()}"
         each = [list(arguments)] * processes if isinstance(arguments[0], str) else [list(one) for one in arguments]
@@ -84,20 +88,27 @@ class Farm:
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(index),
             }
-            flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+            flags = f"--xla_force_host_platform_device_count={devices} {QUICK_TO_COMPILE}"
             log = self.folder / f"process.{index}.log"
             log.write_bytes(b"")
             told = {**(place if processes > 1 else {}), "XLA_FLAGS": flags, "WIZARD_HEARTBEAT_SECONDS": str(HEARTBEAT)}
-            order = {"start": each[index], "log": str(log), "environment": told | environment}
+            order = {"start": each[index], "program": program, "log": str(log), "environment": told | environment}
             pid = self.asked(order)
             assert pid is not None
             group.pids.append(pid)
             group.logs.append(log)
         return group
 
-    def run(self, arguments: Sequence[str], *, processes: int, devices: int) -> str:
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        processes: int,
+        devices: int,
+        program: Literal["wizard", "exact_steps"] = "wizard",
+    ) -> str:
         """A run that is left alone, and ends well; its output."""
-        group = self.start(arguments, processes=processes, devices=devices)
+        group = self.start(arguments, processes=processes, devices=devices, program=program)
         codes = group.codes()
         assert codes == [0] * processes, (codes, group.output())
         return group.output()
@@ -179,12 +190,14 @@ def _become(order: dict[str, object], main: Callable[[Sequence[str]], int]) -> i
 def _start_what_is_asked() -> None:
     import warnings
 
+    from exact_steps import main as exact_steps
     from orbax.checkpoint import v1
 
     import wizard_jax.hosts.joining
     import wizard_jax.train.train
-    from wizard_jax.cli import main
+    from wizard_jax.cli import main as wizard
 
+    programs = {"wizard": wizard, "exact_steps": exact_steps}
     warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
     del v1, wizard_jax
     gc.collect()
@@ -196,7 +209,7 @@ def _start_what_is_asked() -> None:
         if "start" in order:
             answer = os.fork()
             if not answer:
-                os._exit(_become(order, main))
+                os._exit(_become(order, programs[order["program"]]))
             alive.add(answer)
         elif "poll" in order and (ended := os.waitpid(order["poll"], os.WNOHANG))[0]:
             alive.discard(ended[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -15,19 +16,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import exact_steps
 import grain
+import jax
 import numpy as np
 import pytest
-from host_processes import ROOT, Farm, farm_of_wizards, until
+from host_processes import QUICK_TO_COMPILE, ROOT, Farm, farm_of_wizards, until
 from tiny_run import tiny_config, write_material
 
 from configs.loader import dump
 from wizard_jax.data.config import TrainedTokensPerStep
 from wizard_jax.data.packing import pack
+from wizard_jax.model.lora import LoRA
 from wizard_jax.model.sharding import MeshConfig
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
-from wizard_jax.train.config import HeldOut, TrainConfig
+from wizard_jax.train.config import FromCheckpoint, HeldOut, TrainConfig
+from wizard_jax.train.source import restore_adapter
 from wizard_jax.train.watching.metrics import read_held_out, read_metrics
 from wizard_jax.train.watching.trackers import flat
 
@@ -94,6 +99,14 @@ def test_one_process_learns_what_two_do_from_steps_whose_rows_do_not_divide_amon
     assert len({line["trained_tokens"] for line in read_metrics(whole)}) > 3
 
 
+def test_ten_steps_of_two_processes_are_those_of_one(farm: Farm, tmp_path: Path) -> None:
+    """Losses, gradients and weights, to roundings of float32; see exact_steps.py."""
+    farm.run([str(tmp_path)], processes=2, devices=4, program="exact_steps")
+    first, second = (pickle.loads((tmp_path / f"{index}.pickle").read_bytes()) for index in (0, 1))
+    exact_steps.assert_same(first, exact_steps.run(exact_steps.Setup()))
+    assert first.losses == second.losses
+
+
 def last_step(out: Path) -> int:
     with CheckpointStore(out / "checkpoints") as store:
         return store.steps()[-1]
@@ -147,6 +160,25 @@ def test_when_one_process_is_killed_the_others_end_soon_and_say_so_and_the_run_g
     assert said.count("is taken instead of a newer one") == 2
     assert said.count(f"{files[-1]} has other bytes than were saved") == 2
     assert untimed(out) == untimed(whole)
+
+
+def test_an_adapter_whose_processes_were_killed_goes_on_bit_for_bit(
+    farm: Farm, config: TrainConfig, whole: Path, tmp_path: Path
+) -> None:
+    adapter = LoRA(rank=2, alpha=4.0, base="nf4")
+    adapted = dataclasses.replace(config, init=FromCheckpoint(path=str(whole)), adapter=adapter, held_out=None)
+    unbroken, out = tmp_path / "unbroken", tmp_path / "run"
+    farm.run(command(adapted, unbroken), processes=2, devices=2)
+    group = farm.start(command(adapted, out), processes=2, devices=2)
+    until(lambda: has_made(out, 8) and (out / "checkpoints" / "6.json").exists(), group)
+    for index in (0, 1):
+        group.send(index, signal.SIGKILL)
+    assert group.codes() == [-signal.SIGKILL] * 2, group.output()
+    assert not (out / "complete.json").exists()
+    farm.run(command(adapted, out), processes=2, devices=2)
+    assert untimed(out) == untimed(unbroken)
+    halves, expected = (restore_adapter(one, model=config.model, adapter=adapter).trees for one in (out, unbroken))
+    jax.tree.map(np.testing.assert_array_equal, halves, expected)
 
 
 def damage(file: Path, *, at: int) -> None:
@@ -220,7 +252,7 @@ def test_launched_locally_a_group_goes_on_by_itself_after_one_of_it_was_killed(
     out, log = tmp_path / "run", tmp_path / "run.log"
     options = ["--processes", "2", "--devices", "2", "--restarts", "2", "--log", str(log)]
     launch = [sys.executable, "-m", "wizard_jax", "launch", "local", *options, "--", *command(config, out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_TO_COMPILE}
     with subprocess.Popen(launch, env=environment, stdout=subprocess.DEVNULL, cwd=ROOT) as launcher:
         deadline = time.monotonic() + 300
         for index, step in ((1, 8), (0, 15)):
