@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from launch.slices import find_slice
 from wizard_jax.cli import main
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import MeshConfig, make_mesh
+from wizard_jax.plan.plan import trace_step
 from wizard_jax.plan.tpu_compiler import tpu_devices, use_tpu_compiler
 from wizard_jax.train.config import TrainConfig
 from wizard_jax.train.fit import FitError, check_divides, fitting_mesh, least_memory, left_whole
 from wizard_jax.train.step import make_steps
 
 MODEL = ModelConfig(vocab_size=96, d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=80)
+MESH = "mesh.tensor=2"
 SETTINGS = ["tokenizer=-", "data.dataset=-", "data.seq_len=64", "batch=@RowsPerStep", "batch.rows=8"]
 
 
@@ -65,6 +69,31 @@ def test_training_on_other_devices_than_the_slice_ends_with_2_before_there_is_a_
     assert main(flow.train_command(tmp_path / "run", "slice=v5e-16")) == 2
     assert "slice is v5e-16, 16 x TPU v5 lite, and here are 8 x cpu" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@contextlib.contextmanager
+def dumped(folder: Path) -> Iterator[None]:
+    """Meanwhile JAX writes every program that it compiles into `folder`."""
+    settings = {"jax_dump_ir_to": str(folder), "jax_include_debug_info_in_dumps": False}
+    before = {name: jax.config.read(name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def test_a_plan_is_of_the_very_program_that_training_compiles(flow: Flow, tmp_path: Path) -> None:
+    command = flow.train_command(tmp_path / "run", "z_loss=0.001", "gradient_accumulation=2", "batch.rows=8", MESH)
+    with dumped(tmp_path / "programs"):
+        assert main(command) == 0
+    (trained,) = (tmp_path / "programs").glob("*jit_train_*")
+    told = load(TrainConfig, [command[1]], [word for word in command if "=" in word])
+    make_steps.cache_clear()  # the plan's own, and not the run's
+    planned = trace_step(told, fitting_mesh(told, jax.devices()), rows=8).lower().as_text()
+    assert planned == trained.read_text()
 
 
 def test_what_the_mesh_leaves_whole_is_told() -> None:

@@ -155,5 +155,47 @@ def test_a_compiled_program_moves_the_bytes_that_were_asked_for() -> None:
     assert {one.network for one in found.values()} == {"ICI"}
 
 
+def test_the_compiler_hides_the_second_of_two_gathers_behind_the_product_of_the_first() -> None:
+    """In the scheduled program it is a fusion that starts it, one that works beside it, and one that ends it."""
+    use_tpu_compiler()
+    devices = np.array(tpu_devices(find_slice("v5e-8"))).reshape(1, 4, 2)
+    mesh = Mesh(devices, tuple(MESH), axis_types=(AxisType.Auto,) * 3)
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    size = 4096
+    array = jax.ShapeDtypeStruct((size, size), jnp.bfloat16, sharding=rows)  # type: ignore[no-untyped-call]
+
+    def step(x: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+        for weight in (first, second):
+            x = jnp.sin(x @ jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, PartitionSpec())))
+        return x
+
+    found = read_collectives(
+        jax.jit(step, out_shardings=rows).lower(array, array, array).compile().as_text() or "", mesh=MESH
+    )
+    assert {one.kind for one in found} == {"all-gather"}
+    assert [(one.overlap, one.places, one.times, one.bytes) for one in found] == [
+        ("alone", 1, 1, 2 * size * size),
+        ("overlapped", 1, 1, 2 * size * size),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "type_", "size"),
+    [
+        ("all-gather", "(f32[2,128]{1,0}, f32[8,128]{1,0})", 8 * 128 * 4),
+        ("all-gather", "((f32[2,128]{1,0}, bf16[2]{0}), (f32[8,128]{1,0}, bf16[8]{0}))", 8 * 128 * 4 + 16),
+        ("all-reduce", "(f32[8,128]{1,0}, bf16[8]{0})", 8 * 128 * 4 + 16),
+        ("collective-permute", "(f32[8,128]{1,0}, f32[8,128]{1,0}, u32[]{:S(2)}, u32[]{:S(2)})", 8 * 128 * 4),
+    ],
+)
+def test_an_asynchronous_collective_of_several_arrays_moves_all_of_them_once(kind: str, type_: str, size: int) -> None:
+    text = GATHER.replace("(f32[2,128]{1,0}, f32[8,128]{1,0}) all-gather-start", f"{type_} {kind}-start")
+    text = (
+        text.replace("all-gather-done", f"{kind}-done").replace("BESIDE", WORK).replace("GROUPS", "replica_groups={}")
+    )
+    (found,) = read_collectives(text, mesh=MESH)
+    assert (found.kind, found.bytes) == (kind, size)
+
+
 def test_a_program_without_kernels_has_none() -> None:
     assert kernels(LOOP.replace("START", "0")) == {}

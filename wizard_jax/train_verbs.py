@@ -26,7 +26,11 @@ def add_train_verbs(add: Add, *, local: Callable[[str], Path]) -> None:
     plan.add_argument("--rows", type=int, metavar="N", help="packed rows of a step, where batch does not say how many")
     plan.add_argument("--search", action="store_const", const="search", default="one", help="find settings that fit")
     plan.add_argument(
-        "--compiles", type=int, default=8, metavar="N", help="of a search, or to find a change that fits (default: 8)"
+        "--compiles",
+        type=_number,
+        default=8,
+        metavar="N",
+        help="of a search, or to find a change that fits (default: 8)",
     )
     plan.add_argument("--cache", type=local, metavar="FOLDER", help="of plans (default: ~/.cache/wizard_jax/plans)")
 
@@ -59,11 +63,24 @@ def _plan(arguments: argparse.Namespace) -> None:
         say(f"the plan is in {out}")
 
 
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 0 or more")
+    return int(text)
+
+
 def _place(out: Path | None) -> Path | None:
-    """The file to write, told before anything is compiled."""
-    if out is None or out.suffix == ".json":
-        return out
-    return out / "plan.json"
+    """The file to write; raises UserError, before anything is compiled, where there can be none."""
+    from configs.errors import UserError
+
+    if out is None:
+        return None
+    file = out if out.suffix == ".json" and not out.is_dir() else out / "plan.json"
+    above = next(one for one in file.parents if one.exists())
+    if not above.is_dir() or file.is_dir():
+        wrong = f"{file} is a folder" if file.is_dir() else f"{above} is no folder"
+        raise UserError(f"--out {out}: {wrong}; give a folder, or the name of a .json file to write")
+    return file
 
 
 def _one_plan(config: TrainConfig, planner: Planner, *, compiles: int) -> Plan:
@@ -103,10 +120,8 @@ def _search(config: TrainConfig, planner: Planner, *, compiles: int) -> Plan:
     found = search(config, planner, compiles=compiles, say=say)
     show_table(("not taken", "why"), [(variant.settings, why) for variant, why in found.skipped])
     if not found.fitting:
-        raise PlanError(
-            f"nothing that was tried fits {config.slice}; the table says why. Give --compiles more than {compiles}, "
-            "or a larger slice"
-        )
+        more = f"--compiles more than {compiles}, or " if found.compiles == compiles else ""
+        raise PlanError(f"nothing that was tried fits {config.slice}; the table says why. Give {more}a larger slice")
     head = ("fits, best first", "rows on a device", "computed again", "moved in a step", "peak", "left")
     rows = []
     for one in found.fitting:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from configs.errors import UserError
 from launch.slices import find_slice, larger
 from wizard_jax.model.flops import token_flops
-from wizard_jax.model.sharding import MeshConfig
-from wizard_jax.plan.plan import Planner, known_plan, make_plan, prepare
+from wizard_jax.model.sharding import MeshConfig, make_mesh
+from wizard_jax.plan.plan import Planner, devices_of, known_plan, make_plan, prepare
 from wizard_jax.plan.report import Plan, amount
 from wizard_jax.plan.search import Say, accumulations, remats, rows_asked, with_remat
 from wizard_jax.train.config import TrainConfig
@@ -41,8 +41,8 @@ def changes_within(config: TrainConfig, *, rows: int) -> Iterator[list[Change]]:
         again = token_flops(model, seq_len=config.data.seq_len, adapter=config.adapter).recomputed
         if again > now:
             stronger[remat] = again
-    assert config.slice is not None
-    ways = find_slice(config.slice).devices * config.slices // max(1, config.mesh.tensor)
+    mesh = make_mesh(config.mesh, devices_of(config))
+    ways = mesh.shape["slice"] * mesh.shape["fsdp"]
     counts = [one for one in accumulations(config, ways=ways, rows=rows) if one >= config.gradient_accumulation]
     for remat in (config.model.remat, *sorted(stronger, key=lambda name: stronger[name])):
         ladder = []
@@ -77,8 +77,13 @@ def nearest_change(config: TrainConfig, planner: Planner, *, compiles: int, say:
     for change in changes_of_slice(config):
         if (plan := tries.fits(change)) is not None:
             return _told(change, plan)
-    if tries.left == 0 and compiles:
-        return f"None of the {compiles} changes that were compiled fits; --compiles allows more"
+    if tries.untried is not None:
+        told = f"None of the {tries.compiled} changes that were compiled fits; " * (tries.compiled > 0)
+        return (
+            f"{told}--compiles {tries.compiled + 1} or more tries {tries.untried.settings}, which arithmetic lets pass"
+        )
+    if tries.compiled:
+        return f"None of the {tries.compiled} changes that arithmetic lets pass fits"
     return "No change of microbatches, remat or slice of this generation makes it fit by arithmetic"
 
 
@@ -87,10 +92,12 @@ def _told(change: Change, plan: Plan) -> str:
 
 
 class _Tries:
-    """Compiles that are left."""
+    """At most `compiles` compiles, and the first change for which none was left."""
 
     def __init__(self, planner: Planner, compiles: int, say: Say) -> None:
-        self.left = compiles
+        self.compiled = 0
+        self.untried: Change | None = None
+        self._compiles = compiles
         self._planner, self._say = planner, say
 
     def fits(self, change: Change) -> Plan | None:
@@ -100,9 +107,11 @@ class _Tries:
         except UserError:
             return None
         outcome = known_plan(prepared, self._planner)
-        if outcome is None and self.left:
+        if outcome is None and self.compiled == self._compiles:
+            self.untried = self.untried or change
+        elif outcome is None:
             self._say(f"does not fit as it is; compiling with {change.settings}")
-            self.left -= 1
+            self.compiled += 1
             outcome = make_plan(prepared, self._planner)
         return outcome if isinstance(outcome, Plan) else None
 

@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,9 +37,9 @@ class Collective:
 
     `places` is how many stand in the program. `times` is how often they run in a step, and `bytes` what they move
     in a step on each device: of an all-gather the gathered array, of a reduce-scatter the array to be scattered, of
-    the others their operand. Both count what is in a loop of unknown length once; `is_exact` says that there is none.
-    "overlapped" means that the schedule starts other work between its start and its end; that this work is long
-    enough to hide it, no compiler says.
+    the others, and of all that cross from slice to slice, their operand. Both count what is in a loop of unknown
+    length once; `is_exact` says that there is none. "overlapped" means that the schedule starts other work between
+    its start and its end; that this work is long enough to hide it, no compiler says.
     """
 
     kind: str
@@ -189,8 +189,8 @@ def _bytes(kind: str, instruction: Instruction) -> int:
     sizes = array_bytes(instruction.type)
     if instruction.opcode == "send" or instruction.opcode == "collective-permute-start":
         return sizes[0]
-    if instruction.opcode.endswith("-start"):
-        return max(sizes)
+    if instruction.opcode == "all-gather-start":
+        return sum(sizes[len(sizes) // 2 :])  # operands, then results
     if kind == "reduce-scatter":
         group = _first_group(instruction.attributes)
         return sum(sizes) * (len(group) if group else 1)
@@ -220,9 +220,7 @@ def _first_group(attributes: str) -> list[int] | None:
         return next((group for group in groups if len(set(group)) > 1), groups[0])
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
         return [int(one) for one in _iota(found[2]).reshape(_integers(found[1]))[0]]
-    if found := re.search(
-        r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\(([^)]+\)?)\))?(?: \{([^}]*)\})?", attributes
-    ):
+    if found := _MESH_GROUPS.search(attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
         ids = _iota(found[2]) if found[2] else np.arange(math.prod(sizes.values()))
         along = re.findall(r"'([^']+)'", found[3] or "")
@@ -243,8 +241,3 @@ def _iota(text: str) -> np.ndarray:
 
 def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(one) for one in text.split(",") if one)
-
-
-def total_bytes(collectives: Iterable[Collective], *, network: str) -> int:
-    """What all of them move in a step on each device over ICI or DCN."""
-    return sum(one.bytes for one in collectives if one.network == network)

@@ -24,6 +24,7 @@ from wizard_jax.model.flops import formula, token_flops
 from wizard_jax.plan.cache import PlanCache, plan_key
 from wizard_jax.plan.collectives import kernels, read_collectives
 from wizard_jax.plan.report import Flops, Memory, Outcome, Overflow, Plan, Seconds
+from wizard_jax.plan.stopping import ending_at_once
 from wizard_jax.plan.tpu_compiler import Versions, compiler_flags, tpu_devices
 from wizard_jax.train.config import TrainConfig
 from wizard_jax.train.fit import LeastMemory, check_memory, fitting_mesh, least_memory, left_whole, steps_of
@@ -56,11 +57,16 @@ class Planner:
     """Of a step, where the config does not say; a batch of conversations or tokens is known when it is packed."""
 
 
-def mesh_of(config: TrainConfig) -> Mesh:
-    """The mesh on the slice of a config; raises UserError as `fitting_mesh` does."""
+def devices_of(config: TrainConfig) -> tuple[jax.Device, ...]:
+    """The devices of the slices of a config; raises PlanError where it names none."""
     if config.slice is None:
         raise PlanError("a plan is for a slice: give one, such as slice=v5e-16")
-    return fitting_mesh(config, tpu_devices(find_slice(config.slice), slices=config.slices))
+    return tpu_devices(find_slice(config.slice), slices=config.slices)
+
+
+def mesh_of(config: TrainConfig) -> Mesh:
+    """The mesh on the slice of a config; raises UserError as `fitting_mesh` does."""
+    return fitting_mesh(config, devices_of(config))
 
 
 def rows_of(config: TrainConfig, mesh: Mesh, *, given: int | None) -> Rows:
@@ -133,20 +139,25 @@ def canonical(config: TrainConfig) -> TrainConfig:
     return config if config.slice is None else dataclasses.replace(config, slice=find_slice(config.slice).key)
 
 
-def compile_step(prepared: Prepared) -> tuple[jax.stages.Compiled, Seconds]:
-    """Traces, lowers and compiles the step. Raises JaxRuntimeError as the compiler does, for one that is too large."""
-    config, mesh = prepared.config, prepared.mesh
+def trace_step(config: TrainConfig, mesh: Mesh, *, rows: int) -> Any:
+    """The `jax.stages.Traced` of the step that `wizard train` runs with this config on this mesh."""
     # Outside of `set_mesh`: Optax makes small arrays here, which devices that are not there can not hold.
     steps = steps_of(config, total_steps=config.steps or 1, mesh=mesh)
     step: Any = steps.train
-    batch = abstract_batch(rows=prepared.rows.count, seq_len=config.data.seq_len, mesh=mesh)
-    clock = [time.perf_counter()]
     with jax.set_mesh(mesh):
-        traced = step.trace(steps.abstract, batch)
+        return step.trace(steps.abstract, abstract_batch(rows=rows, seq_len=config.data.seq_len, mesh=mesh))
+
+
+def compile_step(prepared: Prepared) -> tuple[jax.stages.Compiled, Seconds]:
+    """Traces, lowers and compiles the step. Raises JaxRuntimeError as the compiler does, for one that is too large."""
+    clock = [time.perf_counter()]
+    with ending_at_once():
+        traced = trace_step(prepared.config, prepared.mesh, rows=prepared.rows.count)
         clock.append(time.perf_counter())
-        lowered = traced.lower()
-        clock.append(time.perf_counter())
-        compiled = lowered.compile()
+        with jax.set_mesh(prepared.mesh):
+            lowered = traced.lower()
+            clock.append(time.perf_counter())
+            compiled = lowered.compile()
         clock.append(time.perf_counter())
     trace, lower, compile_ = (after - before for before, after in itertools.pairwise(clock))
     return compiled, Seconds(trace=trace, lower=lower, compile=compile_)

@@ -148,7 +148,8 @@ def report_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     many = f"{plan.slices} x " if plan.slices > 1 else ""
     yield "slice", f"{many}{plan.slice}: {plan.chips} chips, {plan.devices} devices ({plan.device_kind})"
     yield "mesh", ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
-    split = f"{plan.rows_on_a_device} on a device in each of {plan.gradient_accumulation} microbatches"
+    split = f"{plan.rows_on_a_device} on a device"
+    split += f" in each of {plan.gradient_accumulation} microbatches" * (plan.gradient_accumulation > 1)
     yield "step", f"{plan.rows:,} rows x {plan.seq_len:,} tokens ({plan.rows_from}); {split}; remat {plan.remat}"
     yield "parameters", f"{plan.parameters:,}"
     for name in plan.left_whole:
@@ -158,7 +159,8 @@ def report_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "temporaries", amount(memory.temporaries)
     yield "given back", f"{amount(memory.outputs)}, of which {amount(memory.aliased)} in place of arguments"
     yield "program", amount(memory.program)
-    yield "peak", f"{amount(memory.peak)} of {amount(memory.limit)}: {amount(memory.headroom)} left"
+    at_once = "the most at one time, which is less than the sum where temporaries take turns"
+    yield "peak", f"{amount(memory.peak)} of {amount(memory.limit)}, {amount(memory.headroom)} left: {at_once}"
     if memory.host:
         yield "on the host", f"{amount(memory.host)} for each device"
     flops = plan.flops

@@ -26,15 +26,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs.errors import UserError
-from launch.slices import find_slice
 from wizard_jax.data.config import RowsPerStep
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.flops import matrix_params, token_flops
 from wizard_jax.model.sharding import MESH_AXES, MeshConfig
 from wizard_jax.plan.cache import Busy
-from wizard_jax.plan.plan import PlanError, Planner, known_plan, make_plan, prepare, rows_of
+from wizard_jax.plan.plan import PlanError, Planner, devices_of, known_plan, make_plan, prepare, rows_of
 from wizard_jax.plan.report import Plan, amount
 from wizard_jax.train.config import TrainConfig
+from wizard_jax.train.fit import check_positions
 
 LARGEST_TENSOR = 16
 """Ways that heads are split at most: every layer waits for all of them four times."""
@@ -108,9 +108,8 @@ def remats() -> tuple[str, ...]:
 
 def variants(config: TrainConfig, *, rows: int) -> Iterator[Variant]:
     """Every variant on the slice of the config whose mesh divides the devices, the rows and the model."""
-    assert config.slice is not None
-    copies = config.mesh.slice or config.slices
-    within = find_slice(config.slice).devices * config.slices // copies
+    copies = config.slices if config.mesh.slice in (None, -1) else config.mesh.slice
+    within = len(devices_of(config)) // copies
     for tensor in range(1, min(LARGEST_TENSOR, within) + 1):
         if within % tensor or config.model.n_heads % tensor or config.model.d_ff % tensor:
             continue
@@ -155,6 +154,7 @@ def search(config: TrainConfig, planner: Planner, *, compiles: int, say: Say) ->
 
     Several processes with one cache share the work: what another compiles is left for later.
     """
+    check_positions(config)
     rows = rows_asked(config, planner)
     candidates = deque(sorted(variants(config, rows=rows), key=lambda one: estimate(one, config, rows=rows)))
     if not candidates:
