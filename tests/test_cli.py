@@ -93,7 +93,7 @@ def test_settings_stand_before_and_after_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
 def test_told_to_stop_a_stage_saves_and_says_how_to_go_on(number: signal.Signals, code: int, tmp_path: Path) -> None:
     out = tmp_path / "evolved"
-    command = ["evolve", "configs/evolve/quickstart.gin", "seeds.count=100000", "--out", str(out)]
+    command = ["evolve", "configs/evolve/quickstart.gin", "seeds.count=5000", "--out", str(out)]
     child = subprocess.Popen([*WIZARD, *command], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (out / "journal.sqlite").exists():
