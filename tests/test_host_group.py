@@ -8,22 +8,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import pytest
 
+from configs.errors import UserError
 from configs.folder import COMPLETE
+from configs.interrupt import Interrupted, StopFlag
+from wizard_jax.data.config import DataError
 from wizard_jax.hosts import folder as folders
 from wizard_jax.hosts.folder import TOKEN, open_together
 from wizard_jax.hosts.group import ALONE, HostLost, Hosts, HostsError
-from wizard_jax.hosts.joining import place_in
+from wizard_jax.hosts.joining import HEARTBEAT, _exit_code, _heartbeat, place_in
 from wizard_jax.hosts.watching import StallWatch
 from wizard_jax.train.config import RandomInit
+from wizard_jax.train.halting import GO_ON, NO_DATA, Halting
+from wizard_jax.train.step import STOP_AFTER
 from wizard_jax.train.train import TrainError, check_hosts
 
 ROOT = Path(__file__).parents[1]
@@ -232,6 +238,73 @@ def started(address: str, *, index: int, count: int) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", MEETS], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
+@pytest.mark.parametrize("seconds", ["1", "0.5", "soon", "-3"])
+def test_a_heartbeat_that_can_not_be_kept_is_refused(seconds: str) -> None:
+    assert (_heartbeat({}), _heartbeat({HEARTBEAT: "2"})) == (15, 2)
+    with pytest.raises(HostsError, match=f"{HEARTBEAT} is {seconds}: give whole seconds, at least 2"):
+        _heartbeat({HEARTBEAT: seconds})
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("seed"), 2),
+        (OSError(28, "No space left on device"), 2),
+        (Interrupted(42), 42),
+        (HostLost("process 1"), 42),
+        (Interrupted(130), 130),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError(), 1),
+    ],
+)
+def test_the_others_end_with_the_code_that_the_verb_has_for_what_went_wrong(error: BaseException, code: int) -> None:
+    assert _exit_code(error) == code
+
+
+def halted(hosts: Hosts, *, told: int | None, failure: str | None) -> Halting:
+    """A process that wishes to stop or has lost its data, after the step in which all have learnt of it."""
+    stop = StopFlag()
+    stop.exit_code = told
+    halting = Halting(hosts, stop)
+
+    def batches() -> Iterator[str]:
+        yield "batch"
+        if failure is not None:
+            raise DataError(failure)
+
+    fed = halting.fed(batches(), nothing="nothing")
+    assert next(fed) == ("batch", GO_ON if told is None else STOP_AFTER)
+    assert failure is None or next(fed) == ("nothing", NO_DATA)
+    after: Any = SimpleNamespace(halt=NO_DATA if failure else STOP_AFTER)
+    halting.look(after, lag=1)
+    assert not halting.is_settled
+    halting.look(lag=0)
+    assert halting.is_settled
+    assert halting.rows_are_missing == (failure is not None)
+    return halting
+
+
+def test_processes_that_are_told_differently_end_alike() -> None:
+    def work(hosts: Hosts) -> None:
+        halted(hosts, told={0: 42, 1: 130}.get(hosts.index), failure=None).raise_if_settled(saved=7)
+
+    for error in together(3, work):
+        assert isinstance(error, Interrupted)
+        assert error.exit_code == 130
+
+
+def test_every_process_says_which_of_them_lost_their_data() -> None:
+    def work(hosts: Hosts) -> None:
+        halted(hosts, told=None, failure=f"row {hosts.index}").raise_if_settled(saved=7)
+
+    errors = together(3, work)
+    assert len({str(error) for error in errors}) == 1
+    assert isinstance(errors[0], DataError)
+    assert "the rows of step 8 can not be read" in str(errors[0])
+    for index in range(3):
+        assert f"process {index} of 3 on host{index}: DataError: row {index}" in str(errors[0])
+
+
 def test_a_process_that_does_not_come_in_time_is_named_and_none_hangs(address: str) -> None:
     children = [started(address, index=index, count=2) for index in (0, 1)]
     (waited, _), (slept, errors) = (child.communicate(timeout=60) for child in children)
@@ -253,6 +326,13 @@ def test_a_stalled_process_writes_what_its_threads_were_doing_and_ends(tmp_path:
     assert "run the same command to go on" in ended.stderr
     assert "wait_for_ever" in ended.stderr
     assert "wait_for_ever" in (tmp_path / "stalled.3.txt").read_text()
+
+
+def test_the_first_step_has_four_times_as_long(tmp_path: Path) -> None:
+    stall = StallWatch(tmp_path, minutes=0.5, index=0)
+    assert stall._limit == 120.0
+    stall.step_is_done()
+    assert stall._limit == 30.0
 
 
 def test_steps_that_are_finished_keep_a_process_alive(tmp_path: Path) -> None:
