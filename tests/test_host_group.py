@@ -37,7 +37,9 @@ ROOT = Path(__file__).parents[1]
 # A process that meets the others and waits at a barrier, where process 1 does not come.
 MEETS = """
 import sys, time
+from wizard_jax.hosts import watching
 from wizard_jax.hosts.joining import joined
+watching._GRACE_SECONDS = 1.0
 from configs.interrupt import Interrupted
 try:
     with joined() as hosts:
@@ -49,6 +51,20 @@ try:
 except Interrupted as stopped:
     print(stopped, flush=True)
     sys.exit(stopped.exit_code)
+"""
+
+# A process that waits for others, for 3 s at most.
+WAITS = """
+import sys
+from wizard_jax.hosts import joining
+from configs.errors import UserError
+joining._JOIN_SECONDS = 3
+try:
+    with joining.joined():
+        print("met", flush=True)
+except UserError as error:
+    print(error, flush=True)
+    sys.exit(2)
 """
 
 STALLS = """
@@ -231,11 +247,11 @@ def address() -> str:
     return f"127.0.0.1:{port}"
 
 
-def started(address: str, *, index: int, count: int) -> subprocess.Popen[str]:
+def started(address: str, *, index: int, count: int, code: str = MEETS) -> subprocess.Popen[str]:
     place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
     environment = {**os.environ, **place, "PYTHONPATH": str(ROOT), "WIZARD_HEARTBEAT_SECONDS": "5"}
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", MEETS], env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.parametrize("seconds", ["1", "0.5", "soon", "-3"])
@@ -315,6 +331,23 @@ def test_a_process_that_does_not_come_in_time_is_named_and_none_hangs(address: s
     assert "met process 1 of 2" in slept
     assert "process 1 of 2" in errors
     assert "ends, as process 0 of 2" in errors
+
+
+def test_processes_that_do_not_all_meet_end_with_words_and_not_by_abort(address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        busy, nobody = f"127.0.0.1:{held.getsockname()[1]}", f"127.0.0.1:{int(address.rpartition(':')[2]) ^ 1}"
+        at = [(address, 0), (address, 1), (nobody, 2), (busy, 0)]
+        children = [started(place, index=index, count=3, code=WAITS) for place, index in at]
+        said = [child.communicate(timeout=60) for child in children]
+    assert [child.returncode for child in children] == [42, 42, 42, 2]
+    for index in (0, 1):
+        assert f"process {index} of 3 on {socket.gethostname()} did not meet all others at {address}" in said[index][1]
+        assert "another one has not come" in said[index][1]
+        assert "run the same command to go on" in said[index][1]
+    assert f"process 2 of 3 on {socket.gethostname()} did not meet all others at {nobody}" in said[2][1]
+    assert "process 0 does not answer there" in said[2][1]
+    assert f"process 0 can not wait for the others at {busy}" in said[3][0]
+    assert "JAX_COORDINATOR_ADDRESS" in said[3][0]
 
 
 def test_a_stalled_process_writes_what_its_threads_were_doing_and_ends(tmp_path: Path) -> None:

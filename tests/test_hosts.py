@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pickle
+import random
 import re
 import shutil
 import signal
@@ -243,6 +245,38 @@ def test_a_process_with_other_settings_is_named_before_there_is_a_folder(
         assert "log_every = 2, not 1" in group.output(index)
         assert "seed = 5, not 0" in group.output(index)
     assert not out.exists()
+
+
+def unfinished(out: Path) -> set[str]:
+    """The saves that are under way, or were when their process was killed."""
+    return {path.name for path in out.glob("checkpoints/*.orbax-checkpoint-tmp*")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 2)])
+def test_killed_at_any_moment_again_and_again_a_run_comes_to_the_same_end(
+    farm: Farm, config: TrainConfig, tmp_path: Path, processes: int, devices: int
+) -> None:
+    out, rng = tmp_path / "run", random.Random(processes)
+    often = dataclasses.replace(config, checkpoint_every=2)
+    farm.run(command(often, tmp_path / "whole"), processes=processes, devices=devices)
+    for _ in range(8):
+        saved, before = list(out.glob("checkpoints/*.json")), unfinished(out)
+        group = farm.start(
+            command(often, out, pack_cache=str(tmp_path / "packed")), processes=processes, devices=devices
+        )
+        latest = time.monotonic() + rng.choice((1.0, 3.0, 30.0)) * rng.random()
+        while time.monotonic() < latest and not group.ended() and unfinished(out) <= before:
+            time.sleep(0.002)
+        time.sleep(0.1 * rng.random())
+        for index in range(processes):
+            with contextlib.suppress(ProcessLookupError):
+                group.send(index, signal.SIGKILL)
+        assert set(group.codes()) <= {0, -signal.SIGKILL}, group.output()
+        assert not (saved and "from the beginning" in group.output())
+    farm.run(command(often, out, pack_cache=str(tmp_path / "packed")), processes=processes, devices=devices)
+    assert untimed(out) == untimed(tmp_path / "whole")
+    assert not unfinished(out)
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ On TPU pods JAX finds out by itself. Elsewhere the environment says it, as `wiza
 
 A process that fails tells the others why before it leaves, and they end with its exit code. One that is killed tells
 nothing: the others find out when it gives no sign of life (for WIZARD_HEARTBEAT_SECONDS, 15 by default) and end with
-42. When it is process 0, whose coordination service goes with it, JAX ends the others at once, by SIGABRT.
+42; when it is killed, or stays away, before all have met, they do so after five minutes. When it is process 0, whose
+coordination service goes with it, JAX ends the others at once, by SIGABRT.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import jax
 from configs.errors import UserError
 from configs.interrupt import Interrupted
 from wizard_jax.hosts.group import ALONE, Hosts, HostsError
-from wizard_jax.hosts.watching import PeerWatch
+from wizard_jax.hosts.watching import PeerWatch, ending_unless_met
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT = "WIZARD_HEARTBEAT_SECONDS"
@@ -116,27 +117,26 @@ def _heartbeat(environment: Mapping[str, str]) -> int:
 
 
 def _meet(place: Place, *, heartbeat: int) -> Hosts:
-    """All processes are here on return. Raises HostsError when some do not come, or count otherwise."""
+    """All processes are here on return. Raises HostsError when some count otherwise; ends the process with 42 when
+    some do not come."""
     # It takes SIGTERM for itself; here a stop goes through the step, so that every process saves the same one.
     jax.config.update("jax_enable_preemption_service", False)  # type: ignore[no-untyped-call]  # as above
-    try:
+    bind = place.address if _is_loopback(place.address) else None
+    if place.index == 0:
+        _check_free(place.address, bind=bind)
+    with ending_unless_met(place.address, index=place.index, count=place.count, seconds=_JOIN_SECONDS):
         jax.distributed.initialize(
             place.address,
             place.count,
             place.index,
             cluster_detection_method="deactivate",
-            initialization_timeout=_JOIN_SECONDS,
-            # Its own message names no host and no remedy: it is to come only where ours can not. It counts from a
-            # heartbeat that may be half this time before the death.
+            # When these are over JAX aborts the process, and names no host and no remedy: that is to come only where
+            # we can not. The heartbeat counts from one that may be half this time before the death.
+            initialization_timeout=2 * _JOIN_SECONDS,
             heartbeat_timeout_seconds=4 * heartbeat,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
-            coordinator_bind_address=place.address if _is_loopback(place.address) else None,
+            coordinator_bind_address=bind,
         )
-    except jax.errors.JaxRuntimeError as error:
-        raise HostsError(
-            f"process {place.index} of {place.count} did not meet the others at {place.address}: "
-            f"{str(error).splitlines()[0]}; start all {place.count}, each with its own {INDEX}"
-        ) from error
     from jax._src.distributed import global_state  # the public functions wait by using devices
 
     among = Hosts(index=place.index, names=["?"] * place.count, client=global_state.client)
@@ -146,6 +146,18 @@ def _meet(place: Place, *, heartbeat: int) -> Hosts:
         said = ", ".join(f"{count} on {name}" for name, count in zip(names, counts, strict=True))
         raise HostsError(f"the processes do not agree on how many they are ({said}): set {COUNT} alike")
     return Hosts(index=place.index, names=names, client=global_state.client)
+
+
+def _check_free(address: str, *, bind: str | None) -> None:
+    """Raises HostsError where the coordination service can not listen, of which JAX dies without a word."""
+    host, _, port = (bind or address).rpartition(":")
+    try:
+        socket.create_server((host.strip("[]") if bind else "", int(port))).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise HostsError(
+            f"process 0 can not wait for the others at {address} ({error}): give another {ADDRESS} to all of them, or "
+            "end what holds that port"
+        ) from error
 
 
 def _is_loopback(address: str) -> bool:

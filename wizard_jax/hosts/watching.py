@@ -1,13 +1,16 @@
-"""Threads that end a process rather than let it hang: when another process is gone, and when no step is finished."""
+"""Threads that end a process rather than let it hang: when others do not come or are gone, or no step is finished."""
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
+import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -100,6 +103,41 @@ class PeerWatch:
         if self._hosts.is_first:  # the coordination service goes with it, and with that every other process at once
             time.sleep(3 * self._period)
         os._exit(lost.exit_code)
+
+
+@contextlib.contextmanager
+def ending_unless_met(address: str, *, index: int, count: int, seconds: float) -> Iterator[None]:
+    """Ends the process when what is inside, meeting the other processes at `address`, takes longer than `seconds`."""
+
+    met = threading.Event()
+
+    def watch() -> None:
+        deadline, answered = time.monotonic() + seconds, index == 0
+        while not met.wait(seconds / 10):
+            answered = answered or _answers(address)
+            if time.monotonic() > deadline:
+                missing = "another one has not come" if answered else "process 0 does not answer there"
+                lost = HostLost(
+                    f"process {index} of {count} on {socket.gethostname()} did not meet all others at {address} within "
+                    f"{seconds:.0f} s: {missing}"
+                )
+                _say(f"{lost}. The one that says nothing like this is the one to look at")
+                os._exit(lost.exit_code)
+
+    threading.Thread(target=watch, name="meeting", daemon=True).start()
+    try:
+        yield
+    finally:
+        met.set()
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class StallWatch:
