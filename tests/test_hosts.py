@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -270,7 +269,7 @@ def test_killed_at_any_moment_again_and_again_a_run_comes_to_the_same_end(
             time.sleep(0.002)
         time.sleep(0.1 * rng.random())
         for index in range(processes):
-            with contextlib.suppress(ProcessLookupError):
+            if index not in group.ended():
                 group.send(index, signal.SIGKILL)
         assert set(group.codes()) <= {0, -signal.SIGKILL}, group.output()
         assert not (saved and "from the beginning" in group.output())

@@ -202,14 +202,31 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_taken(
     jax.tree.map(np.testing.assert_array_equal, weights(out, config, step=60), weights(whole, config))
 
 
+def without_checkpoints(whole: pathlib.Path, out: pathlib.Path, *, steps: int) -> pathlib.Path:
+    """A copy of a run that was cut off after so many steps, with no checkpoint in it."""
+    shutil.rmtree(unfinished(whole, out) / "checkpoints")
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:steps]))
+    return out
+
+
 def test_stopped_before_its_first_checkpoint_it_says_that_it_starts_again(
     config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out = unfinished(whole, tmp_path / "run")
-    shutil.rmtree(out / "checkpoints")
+    out = without_checkpoints(whole, tmp_path / "run", steps=40)  # the one of step 20 may not have been whole
     train(config, out, progress=quiet)
     assert "starts from the beginning" in caplog.text
     assert untimed(out) == untimed(whole)
+
+
+def test_where_all_checkpoints_are_gone_it_does_not_start_from_scratch(
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    out = without_checkpoints(whole, tmp_path / "run", steps=41)
+    before = untimed(out)
+    with pytest.raises(UserError, match=r"has made 41 steps and saved checkpoints, and .*checkpoints holds none: put"):
+        train(config, out, progress=quiet)
+    assert untimed(out) == before
 
 
 def test_with_no_complete_checkpoint_left_it_does_not_start_from_scratch(

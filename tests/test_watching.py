@@ -165,6 +165,8 @@ def test_started_again_from_the_beginning_the_first_measurement_is_there_once(
     shutil.copytree(whole, out)
     (out / "complete.json").unlink()
     shutil.rmtree(out / "checkpoints")
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:3]))
     train(config, out, progress=quiet)
     assert untimed(out) == untimed(whole)
 

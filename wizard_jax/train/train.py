@@ -62,7 +62,7 @@ from wizard_jax.train.watching.held_out import HeldOutRows
 from wizard_jax.train.watching.metrics import Recorder, read_metrics
 from wizard_jax.train.watching.profiling import FOLDER as PROFILE
 from wizard_jax.train.watching.profiling import check_profile_steps, profiled
-from wizard_jax.train.watching.provenance import record_start
+from wizard_jax.train.watching.provenance import read_starts, record_start
 from wizard_jax.train.watching.summary import run_figures
 from wizard_jax.train.watching.trackers import check_trackers, open_trackers
 from wizard_jax.train.watching.utilisation import utilisation_of
@@ -132,7 +132,8 @@ def train(
             # State: the newest complete checkpoint, or the start of the run
             steps = steps_of(config, total_steps=total, mesh=mesh)
             restored = _restore(checkpoints, steps=steps)
-            if restored is None and hosts.is_first and read_metrics(folder.path):
+            if restored is None and hosts.is_first and (lines := read_metrics(folder.path)):
+                _refuse_lost(folder.path, made=lines[-1]["step"])
                 _log.warning("%s was stopped before its first checkpoint: it starts from the beginning", folder.path)
             if restored is None:
                 state = _start(config, folder.path, steps=steps, hosts=hosts)
@@ -301,6 +302,17 @@ def _restore(checkpoints: CheckpointStore, *, steps: Steps) -> TrainState | None
         _log.warning(note)
     step = jax.device_put(jax.numpy.int32(restored.step), steps.abstract.step.sharding)
     return TrainState(step, **restored.trees)
+
+
+def _refuse_lost(folder: Path, *, made: int) -> None:
+    """Raises TrainError where no checkpoint is there, and a log of `made` steps shows that there were some."""
+    for start in read_starts(folder)[-1:]:
+        # A save waits for the one before it: beyond the second, the first was whole.
+        if start["step"] > 0 or made > 2 * int(start["operational"]["checkpoint_every"]):
+            raise TrainError(
+                f"{folder} has made {made} steps and saved checkpoints, and {folder / CHECKPOINTS} holds none: put "
+                "them back, or start again in another --out"
+            )
 
 
 def _start(config: TrainConfig, folder: Path, *, steps: Steps, hosts: Hosts) -> TrainState:

@@ -63,7 +63,7 @@ def record_start(
     if jax.process_index() != 0:
         return
     told, diff = _environment(root, inputs=inputs, utilisation=utilisation)
-    starts = _read_starts(folder)
+    starts = read_starts(folder)
     number = len(starts) + 1
     name = starts[-1]["environment"] if starts else ""
     before = _read(folder / f"{name}.json") if name else None
@@ -174,7 +174,7 @@ def _read_diff(folder: Path, name: str) -> str:
     return file.read_text() if file.exists() else ""
 
 
-def _read_starts(folder: Path) -> list[dict[str, Any]]:
+def read_starts(folder: Path) -> list[dict[str, Any]]:
     """The starts so far; a line that a kill cut off is left out."""
     file = folder / STARTS
     if not file.exists():
