@@ -68,6 +68,14 @@ def whole(farm: Farm, config: TrainConfig, tmp_path_factory: pytest.TempPathFact
     return out
 
 
+@pytest.fixture(scope="module")
+def alone(farm: Farm, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run of one process with four devices."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    farm.run(command(config, out), processes=1, devices=4)
+    return out
+
+
 def untimed(folder: Path, *, upto: int = STEPS) -> list[str]:
     """The lines of metrics.jsonl up to a step, without the timing that ends each."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -93,10 +101,9 @@ def has_made(out: Path, step: int) -> bool:
 
 
 def test_one_process_learns_what_two_do_from_steps_whose_rows_do_not_divide_among_them(
-    farm: Farm, config: TrainConfig, whole: Path, tmp_path: Path
+    alone: Path, whole: Path
 ) -> None:
-    farm.run(command(config, tmp_path / "run"), processes=1, devices=4)
-    assert_same_learning(tmp_path / "run", whole)
+    assert_same_learning(alone, whole)
     assert len({line["trained_tokens"] for line in read_metrics(whole)}) > 3
 
 
@@ -106,6 +113,19 @@ def test_ten_steps_of_two_processes_are_those_of_one(farm: Farm, tmp_path: Path)
     first, second = (pickle.loads((tmp_path / f"{index}.pickle").read_bytes()) for index in (0, 1))
     exact_steps.assert_same(first, exact_steps.run(exact_steps.Setup()))
     assert first.losses == second.losses
+
+
+def test_killed_with_no_warning_a_process_goes_on_with_the_same_figures_bit_for_bit(
+    farm: Farm, config: TrainConfig, alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    group = farm.start(command(config, out), processes=1, devices=4)
+    until(lambda: has_made(out, 8) and (out / "checkpoints" / "6.json").exists(), group)
+    group.send(0, signal.SIGKILL)
+    assert group.codes() == [-signal.SIGKILL]
+    farm.run(command(config, out), processes=1, devices=4)
+    assert [json.loads(line)["step"] for line in (out / "starts.jsonl").read_text().splitlines()][1] >= 6
+    assert untimed(out) == untimed(alone)
 
 
 def last_step(out: Path) -> int:

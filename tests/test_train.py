@@ -8,9 +8,6 @@ import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from typing import Any
 
 import jax
@@ -20,7 +17,6 @@ import pytest
 from configs.errors import UserError
 from configs.folder import FolderError, read_complete
 from configs.interrupt import Interrupted
-from configs.loader import dump
 from data_gen.records import Record, Turn
 from data_gen.shards import write_dataset
 from wizard_jax.data.config import ConversationsPerStep, DataConfig, DataError, RowsPerStep, TrainedTokensPerStep
@@ -36,17 +32,6 @@ from wizard_jax.train.watching.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 60
-CHILD = """
-import sys, time
-from configs.interrupt import Interrupted
-from configs.loader import load
-from wizard_jax.train.config import TrainConfig
-from wizard_jax.train.train import train
-try:
-    train(load(TrainConfig, [sys.argv[1]]), sys.argv[2], progress=lambda done, total, facts: time.sleep(0.1))
-except Interrupted as stopped:
-    sys.exit(stopped.exit_code)
-"""
 
 
 def quiet(done: int, total: int, facts: Any) -> None:
@@ -89,11 +74,19 @@ def config(material: pathlib.Path) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def whole(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The folder of the run that was never interrupted."""
+def watched(
+    config: TrainConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, list[tuple[int, int, dict[str, Any]]]]:
+    """The folder of the run that was never interrupted, and the progress that it made."""
+    seen: list[tuple[int, int, dict[str, Any]]] = []
     out = tmp_path_factory.mktemp("whole") / "run"
-    train(config, out, progress=quiet)
-    return out
+    train(config, out, progress=lambda done, total, facts: seen.append((done, total, dict(facts))))
+    return out, seen
+
+
+@pytest.fixture(scope="module")
+def whole(watched: tuple[pathlib.Path, object]) -> pathlib.Path:
+    return watched[0]
 
 
 def untimed(folder: pathlib.Path) -> list[str]:
@@ -130,56 +123,35 @@ def test_a_finished_run_is_not_run_again(whole: pathlib.Path, config: TrainConfi
     assert (whole / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_progress_goes_up_to_all_steps(config: TrainConfig, tmp_path: pathlib.Path) -> None:
-    seen: list[tuple[int, int, dict[str, Any]]] = []
-    train(config, tmp_path / "run", progress=lambda done, total, facts: seen.append((done, total, dict(facts))))
-    steps = [done for done, total, facts in seen if total == STEPS and "loss" in facts]
+def test_progress_goes_up_to_all_steps(
+    watched: tuple[pathlib.Path, list[tuple[int, int, dict[str, Any]]]],
+) -> None:
+    steps = [done for done, total, facts in watched[1] if total == STEPS and "loss" in facts]
     assert steps[0] == 1
     assert steps[-1] == STEPS
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("exit_code", [42, 130])
 def test_told_to_stop_it_saves_and_goes_on_with_the_same_figures(
-    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path, exit_code: int
+    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    number = {42: signal.SIGTERM, 130: signal.SIGINT}[exit_code]
-
-    def stop_after_five(done: int, total: int, facts: Any) -> None:
-        if total == STEPS and done == 5 and "loss" in facts:
-            signal.raise_signal(number)
-
     config = dataclasses.replace(config, log_every=1)
-    with pytest.raises(Interrupted) as stopped:
-        train(config, tmp_path / "run", progress=stop_after_five)
-    assert stopped.value.exit_code == exit_code
-    with pytest.raises(FolderError, match="not finished"):
-        read_complete(tmp_path / "run")
-    with CheckpointStore(tmp_path / "run" / "checkpoints") as store:
-        assert 5 < store.steps()[-1] < 20
+    for number, exit_code, at in ((signal.SIGTERM, 42, 5), (signal.SIGINT, 130, 12)):
+
+        def stop(done: int, total: int, facts: Any, *, number: signal.Signals = number, at: int = at) -> None:
+            if total == STEPS and done == at and "loss" in facts:
+                signal.raise_signal(number)
+
+        with pytest.raises(Interrupted) as stopped:
+            train(config, tmp_path / "run", progress=stop)
+        assert stopped.value.exit_code == exit_code
+        with pytest.raises(FolderError, match="not finished"):
+            read_complete(tmp_path / "run")
+        with CheckpointStore(tmp_path / "run" / "checkpoints") as store:
+            assert at < store.steps()[-1] < 20
     train(config, tmp_path / "run", progress=quiet)
     assert untimed(tmp_path / "run") == untimed(whole)
     jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "run", config), weights(whole, config))
-
-
-def test_killed_with_no_warning_it_goes_on_with_the_same_figures_bit_for_bit(
-    config: TrainConfig, whole: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    settings, out = tmp_path / "run.gin", tmp_path / "run"
-    settings.write_text(dump(config))
-    command = [sys.executable, "-c", CHILD, str(settings), str(out)]
-    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoints" / "20.json").exists() or read_metrics(out)[-1]["step"] < 25:
-        assert child.poll() is None, f"it ended by itself with {child.returncode}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    child.kill()
-    assert child.wait() == -signal.SIGKILL
-    assert read_metrics(out)[-1]["step"] < STEPS
-    train(config, out, progress=quiet)
-    assert untimed(out) == untimed(whole)
-    jax.tree.map(np.testing.assert_array_equal, weights(out, config), weights(whole, config))
 
 
 def unfinished(whole: pathlib.Path, out: pathlib.Path) -> pathlib.Path:

@@ -45,15 +45,23 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def config(material: pathlib.Path) -> TrainConfig:
-    return tiny_config(material, held_out=HeldOut(every=4), peak_flops=1e9, profile_steps=(2, 1))
+    return tiny_config(material, held_out=HeldOut(every=4), peak_flops=1e9, profile_steps=(2, 1), keep_checkpoints=9)
 
 
 @pytest.fixture(scope="module")
-def whole(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The folder of the run that was never interrupted."""
+def watched(
+    config: TrainConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, list[tuple[int, Any]]]:
+    """The folder of the run that was never interrupted, and what it showed of the held-out loss."""
+    seen: list[tuple[int, Any]] = []
     out = tmp_path_factory.mktemp("whole") / "run"
-    train(config, out, progress=quiet)
-    return out
+    train(config, out, progress=lambda done, _, facts: seen.append((done, facts.get("held-out loss"))))
+    return out, seen
+
+
+@pytest.fixture(scope="module")
+def whole(watched: tuple[pathlib.Path, object]) -> pathlib.Path:
+    return watched[0]
 
 
 def group(source: str, round_: int) -> Group:
@@ -148,8 +156,7 @@ def test_a_run_that_goes_on_has_the_same_lines(
 ) -> None:
     """From a checkpoint with no measurement of its own step, and from one with."""
     out = tmp_path / "run"
-    config = dataclasses.replace(config, keep_checkpoints=9)
-    train(config, out, progress=quiet)
+    shutil.copytree(whole, out)
     (out / "complete.json").unlink()
     for step in range(resumed_from + 1, STEPS + 1):
         shutil.rmtree(out / "checkpoints" / str(step), ignore_errors=True)
@@ -171,10 +178,9 @@ def test_started_again_from_the_beginning_the_first_measurement_is_there_once(
     assert untimed(out) == untimed(whole)
 
 
-def test_progress_shows_it_from_the_start(config: TrainConfig, tmp_path: pathlib.Path) -> None:
-    seen: list[tuple[int, Any]] = []
-    train(config, tmp_path / "run", progress=lambda done, _, facts: seen.append((done, facts.get("held-out loss"))))
-    found = [line["held_out"]["loss"] for line in read_held_out(tmp_path / "run")]
+def test_progress_shows_it_from_the_start(watched: tuple[pathlib.Path, list[tuple[int, Any]]]) -> None:
+    out, seen = watched
+    found = [line["held_out"]["loss"] for line in read_held_out(out)]
     assert seen[-1] == (STEPS, found[-1])
     assert (1, found[0]) in seen
 
