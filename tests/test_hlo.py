@@ -68,6 +68,32 @@ WORK = "beside = f32[8,128]{1,0} dot(%other, %other), lhs_contracting_dims={1}, 
 NO_WORK = "beside = f32[8,128]{1,0} bitcast(%other)"
 
 
+SCATTER = """\
+HloModule jit_step, is_scheduled=true
+
+%wrapped (whole: f32[8,128]) -> f32[2,128] {
+  %whole = f32[8,128]{1,0} parameter(0)
+  ROOT %part = f32[2,128]{1,0} reduce-scatter(%whole), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+}
+
+ENTRY %main (other: f32[8,128]) -> (f32[2,128], f32[8,128]) {
+  %other = f32[8,128]{1,0} parameter(0)
+  %start = ((f32[8,128]{1,0}), f32[2,128]{1,0}, u32[]) async-start(%other), calls=%wrapped
+  %BESIDE
+  %end = f32[2,128]{1,0} async-done(%start)
+  ROOT %both = (f32[2,128]{1,0}, f32[8,128]{1,0}) tuple(%end, %beside)
+}
+"""
+
+
+@pytest.mark.parametrize(("beside", "overlap"), [(WORK, "overlapped"), (NO_WORK, "alone")])
+def test_a_reduce_scatter_that_an_asynchronous_call_wraps_moves_the_array_that_it_scatters(
+    beside: str, overlap: str
+) -> None:
+    (found,) = read_collectives(SCATTER.replace("BESIDE", beside), mesh=MESH)
+    assert (found.kind, found.axes, found.overlap, found.bytes) == ("reduce-scatter", ("fsdp",), overlap, 8 * 128 * 4)
+
+
 @pytest.mark.parametrize(("start", "turns"), [(0, 4), (1, 3), (6, 1), (7, 0), (9, 0)])
 def test_a_loop_that_counts_by_constants_has_known_turns(start: int, turns: int) -> None:
     module = parse_module(LOOP.replace("START", str(start)))
