@@ -187,7 +187,7 @@ def test_the_compiler_hides_the_second_of_two_gathers_behind_the_product_of_the_
     devices = np.array(tpu_devices(find_slice("v5e-8"))).reshape(1, 4, 2)
     mesh = Mesh(devices, tuple(MESH), axis_types=(AxisType.Auto,) * 3)
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))
-    size = 4096
+    size = 2048
     array = jax.ShapeDtypeStruct((size, size), jnp.bfloat16, sharding=rows)  # type: ignore[no-untyped-call]
 
     def step(x: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
