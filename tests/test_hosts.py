@@ -170,10 +170,9 @@ def test_when_one_process_is_killed_the_others_end_soon_and_say_so_and_the_run_g
             assert "process 1 of 2" in survivor
             assert "gave no sign of life" in survivor
             assert "run the same command to go on" in survivor
-        else:  # the coordination service is gone, and with it JAX ends the process itself
+        else:  # the coordination service is gone, and with it JAX ends the process itself, often before we can speak
             assert codes[1] in (42, -signal.SIGABRT)
             assert "leader task" in survivor
-            assert "the same command goes on from there" in survivor
     newest = last_step(out)
     files = [path for path in sorted((out / "checkpoints" / str(newest)).rglob("d/*")) if path.stat().st_size]
     damage(files[-1], at=files[-1].stat().st_size // 2)  # found by one process, and passed over by both
