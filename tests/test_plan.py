@@ -149,6 +149,14 @@ def test_a_damaged_plan_in_the_cache_is_made_again(planner: Planner) -> None:
     planner.cache.put(made)
 
 
+def test_a_plan_that_can_not_be_kept_is_told_all_the_same(planner: Planner, caplog: pytest.LogCaptureFixture) -> None:
+    prepared = prepare(config("slice=v5e-4"), planner)
+    cache = PlanCache(planner.cache.folder / "full")
+    (cache.folder / f"{prepared.key}.json").mkdir(parents=True)
+    assert isinstance(make_plan(prepared, dataclasses.replace(planner, cache=cache)), Plan)
+    assert f"the plan is not kept in {cache.folder}" in caplog.text
+
+
 def test_a_process_that_makes_a_plan_keeps_others_from_making_it(planner: Planner) -> None:
     prepared = prepare(config("slice=v5e-4", "batch.rows=32"), planner)
     with planner.cache.making(prepared.key, busy="wait"), pytest.raises(Busy):

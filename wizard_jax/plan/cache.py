@@ -102,10 +102,10 @@ class PlanCache:
         self.folder = folder
 
     def get(self, key: str) -> Outcome | None:
-        """A plan that was made before; None for one that was not, or that is damaged."""
+        """A plan that was made before; None for one that was not, or that can not be read."""
         try:
             return from_json((self.folder / f"{key}.json").read_text())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
 
     def put(self, outcome: Outcome) -> None:

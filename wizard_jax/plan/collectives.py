@@ -58,7 +58,6 @@ def read_collectives(text: str, *, mesh: Mapping[str, int]) -> tuple[Collective,
     module = parse_module(text)
     times = executions(module)
     parents = _callers(module)
-    middles = _hidden_channels(module)
     sums: dict[tuple[str, tuple[str, ...], str, Overlap], list[tuple[int | None, int]]] = defaultdict(list)
     for computation, instructions in module.computations.items():
         role = _role(computation, instructions)
@@ -70,8 +69,7 @@ def read_collectives(text: str, *, mesh: Mapping[str, int]) -> tuple[Collective,
             if over_dcn or instruction.opcode.endswith("-start"):
                 hidden = _work_until_done(instructions, instruction)
             elif role == "start":
-                hidden = instruction.attribute("channel_id") in middles
-                hidden = hidden or _work_between_callers(module, parents, computation, instruction)
+                hidden = _work_between_callers(module, parents, computation, instruction)
             else:
                 hidden = _in_async_call(module, parents, computation)
             axes = (DATA_CENTRE,) if over_dcn else _axes(instruction.attributes, mesh)
@@ -124,17 +122,6 @@ def _role(computation: str, instructions: Sequence[Instruction]) -> str:
         return "middle"
     marks = (_MARKS.get(one.attribute("custom_call_target") or "") for one in instructions)
     return next((mark for mark in marks if mark), "whole")
-
-
-def _hidden_channels(module: Module) -> set[str | None]:
-    """The channels that a fusion works beside."""
-    return {
-        one.attribute("channel_id")
-        for name, instructions in module.computations.items()
-        if _role(name, instructions) == "middle"
-        for one in instructions
-        if _kind(one)
-    }
 
 
 def _callers(module: Module) -> dict[str, list[tuple[str, int]]]:

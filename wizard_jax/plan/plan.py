@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +35,9 @@ from wizard_jax.train.step import abstract_batch
 _NEEDED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+_log = logging.getLogger(__name__)
 
 
 class PlanError(UserError):
@@ -123,14 +128,27 @@ def known_plan(prepared: Prepared, planner: Planner) -> Outcome | None:
     return dataclasses.replace(found, rows_from=prepared.rows.told) if isinstance(found, Plan) else found
 
 
-def make_plan(prepared: Prepared, planner: Planner, *, busy: Literal["wait", "raise"] = "wait") -> Outcome:
-    """The plan, compiled unless it is known; `Busy` where another process is at it and `busy` is "raise"."""
+def make_plan(
+    prepared: Prepared,
+    planner: Planner,
+    *,
+    busy: Literal["wait", "raise"] = "wait",
+    begins: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """The plan, compiled unless it is known; `Busy` where another process is at it and `busy` is "raise".
+
+    `begins` is called before it is compiled.
+    """
     with planner.cache.making(prepared.key, busy=busy):
         found = known_plan(prepared, planner)
         if found is not None:
             return found
+        begins()
         outcome = compile_plan(prepared, versions=planner.versions)
-        planner.cache.put(outcome)
+        try:
+            planner.cache.put(outcome)
+        except OSError as error:
+            _log.warning("the plan is not kept in %s: %s", planner.cache.folder, error.strerror)
     return outcome
 
 

@@ -15,11 +15,12 @@ the microbatch; more microbatches, where fewer fit (they gather parameters more 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 import jax
 import numpy as np
@@ -179,8 +180,9 @@ def search(config: TrainConfig, planner: Planner, *, compiles: int, say: Say) ->
                 skipped.append((variant, f"not tried: {compiles} compiles were allowed"))
                 continue
             try:
-                say(f"compiling {done + 1} of at most {compiles}: {variant.settings}")
-                outcome = make_plan(prepared, planner, busy="wait" if waited > len(candidates) else "raise")
+                told = functools.partial(say, f"compiling {done + 1} of at most {compiles}: {variant.settings}")
+                busy: Literal["wait", "raise"] = "wait" if waited > len(candidates) else "raise"
+                outcome = make_plan(prepared, planner, busy=busy, begins=told)
             except Busy:
                 candidates.append(variant)
                 waited += 1
