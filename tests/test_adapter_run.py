@@ -98,13 +98,18 @@ def some_logits(params: decoder.Params, config: TrainConfig) -> jax.Array:
 
 
 def test_a_checkpoint_holds_the_adapter_and_nothing_of_the_base(run: Path) -> None:
-    saved = ocp.checkpointables_metadata(run / "checkpoints" / str(STEPS)).metadata["params"]
+    trees = ocp.checkpointables_metadata(run / "checkpoints" / str(STEPS)).metadata
+    assert {name for name in trees if not name.startswith("_")} == {"params", "opt_state", "guard"}
+    saved = trees["params"]
     arrays = jax.tree_util.tree_leaves_with_path(saved)
     names = {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in arrays}
     assert names == {f"layers/{name}/{half}" for name in "q k v o gate up down".split() for half in "ab"}
     config, summary = load_config(TrainConfig, run), read_complete(run)
     assert config.adapter is not None
-    assert sum(math.prod(leaf.shape) for _, leaf in arrays) == count_adapter(config.model, adapter=config.adapter)
+    count = count_adapter(config.model, adapter=config.adapter)
+    assert sum(math.prod(leaf.shape) for _, leaf in arrays) == count
+    moments = [leaf.shape for leaf in jax.tree.leaves(trees["opt_state"]) if leaf.shape]
+    assert sum(map(math.prod, moments)) == 2 * count
     assert summary["adapter_parameters"] < summary["parameters"]
 
 

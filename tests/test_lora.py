@@ -103,7 +103,7 @@ def test_an_update_of_zero_leaves_the_first_loss_exactly_what_it_is_without_one(
     assert with_one == without
 
 
-@pytest.mark.parametrize("base", ["float32", "bfloat16", "nf4"])
+@pytest.mark.parametrize("base", ["float32", "nf4"])  # and bfloat16 below
 def test_what_is_frozen_stays_as_it_is_to_the_bit_while_the_adapter_learns(base: Base) -> None:
     before, after, losses = run(dataclasses.replace(LORA, base=base))
     assert_same(after.frozen, before.frozen)
@@ -114,25 +114,20 @@ def test_what_is_frozen_stays_as_it_is_to_the_bit_while_the_adapter_learns(base:
             assert (halves[half] != before.params["layers"][name][half]).any(), (name, half)
 
 
-def test_any_mesh_and_any_number_of_microbatches_train_the_same_adapter() -> None:
+def test_any_mesh_any_microbatches_and_recomputed_layers_train_the_same_adapter() -> None:
     adapter = dataclasses.replace(LORA, base="nf4")
-    _, alone, losses = run(adapter)
-    start, together, same = run(adapter, devices=8, slices=2, tensor=2, microbatches=2)
-    assert_same(run(adapter)[0].params, start.params)
+    before, alone, losses = run(adapter)
+    model = dataclasses.replace(MODEL, remat="full", scan_unroll=2)
+    start, together, same = run(adapter, devices=8, slices=2, tensor=2, microbatches=2, model=model)
+    assert_same(before.params, start.params)
     np.testing.assert_allclose(same, losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4), together.params, alone.params)
 
 
-def test_recomputing_layers_changes_nothing() -> None:
-    model = dataclasses.replace(MODEL, remat="full", scan_unroll=2)
-    _, _, expected = run(dataclasses.replace(LORA, base="nf4"))
-    _, _, losses = run(dataclasses.replace(LORA, base="nf4"), model=model)
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
-
-
 def test_only_the_targets_are_trained() -> None:
-    adapter = dataclasses.replace(LORA, targets=("v", "q"))
+    adapter = dataclasses.replace(LORA, targets=("v", "q"), base="bfloat16")
     before, after, losses = run(adapter)
+    assert_same(after.frozen, before.frozen)
     assert after.params.keys() == {"layers"}
     assert after.params["layers"].keys() == {"q", "v"}
     assert losses[-1] < losses[0]
@@ -168,10 +163,10 @@ def test_the_layer_computes_the_merged_weight_s_product() -> None:
         product = halves["a"].reshape(n, -1, 3) @ halves["b"].reshape(n, 3, -1)
         merged["layers"][name] = params["layers"][name] + 2.0 * product.reshape(n, *shape)
     columns = {name: jnp.asarray(column) for name, column in batch().items()}
-    found = batch_loss(with_adapter(params, trained, adapter=LORA), columns, model=MODEL)
-    expected = batch_loss(merged, columns, model=MODEL)
-    assert abs(float(batch_loss(params, columns, model=MODEL).total - expected.total)) > 1
-    np.testing.assert_allclose(found.total, expected.total, rtol=1e-5)
+    total = jax.jit(lambda tree: batch_loss(tree, columns, model=MODEL).total)
+    expected = total(merged)
+    assert abs(float(total(params) - expected)) > 1
+    np.testing.assert_allclose(total(with_adapter(params, trained, adapter=LORA)), expected, rtol=1e-5)
 
 
 def products(jaxpr: Any, times: int = 1) -> Iterator[tuple[int, tuple[int, ...]]]:

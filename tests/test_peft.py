@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import warnings
@@ -15,11 +16,12 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
+from wizard_jax.convert.export import export_hf
 from wizard_jax.convert.importing import load_hf_params, read_model_config
 from wizard_jax.convert.peft import export_adapter
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
-from wizard_jax.model.lora import LoRA, init_adapter, with_adapter
+from wizard_jax.model.lora import LoRA, each_array, init_adapter, merge, with_adapter
 from wizard_jax.model.sharding import MeshConfig, batch_sharding, make_mesh
 from wizard_jax.tokenizer import train_tokenizer
 from wizard_jax.train.optimizer import AdamW
@@ -138,8 +140,13 @@ def load_peft(hf_folder: pathlib.Path, adapter: pathlib.Path, *, is_trainable: b
     return peft.PeftModel.from_pretrained(plain, adapter, is_trainable=is_trainable)
 
 
-def test_peft_loads_the_exported_folder_and_computes_our_logits(
-    base: Any, trained: decoder.Params, hf_folder: pathlib.Path, exported: pathlib.Path
+def test_peft_computes_our_logits_with_the_adapter_that_is_exported_and_transformers_with_the_merged_model(
+    base: Any,
+    trained: decoder.Params,
+    hf_folder: pathlib.Path,
+    exported: pathlib.Path,
+    tokenizer_path: pathlib.Path,
+    tmp_path: pathlib.Path,
 ) -> None:
     config, params = base
     told = {name: jnp.asarray(column) for name, column in columns().items()}
@@ -154,6 +161,15 @@ def test_peft_loads_the_exported_folder_and_computes_our_logits(
         expected = model(torch.tensor(np.asarray(told["tokens"]), dtype=torch.long)).logits.numpy()
     assert np.abs(np.asarray(logits(params)) - expected).max() > 0.1, "the adapter must matter"
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+    whole = each_array(params, functools.partial(merge, trained=trained, adapter=ADAPTER))
+    folder = export_hf(
+        whole, config, tokenizer_path, tmp_path / "merged", chat_format="vicuna", card="# Merged", dtype="float32"
+    )
+    merged = transformers.LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    with torch.no_grad():
+        in_one = merged(torch.tensor(np.asarray(told["tokens"]), dtype=torch.long)).logits.numpy()
+    np.testing.assert_allclose(in_one, expected, atol=1e-4, rtol=0)
 
 
 def test_the_folder_names_its_base_and_every_target(hf_folder: pathlib.Path, exported: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import init_params
 from wizard_jax.model.sharding import MeshConfig, batch_sharding, make_mesh
 from wizard_jax.train.optimizer import AdamW
-from wizard_jax.train.step import StepMetrics, Steps, TrainState, abstract_batch, batch_loss, make_steps
+from wizard_jax.train.step import StepMetrics, Steps, abstract_batch, batch_loss, make_steps
 
 MODEL = ModelConfig(
     vocab_size=96, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, initializer_range=0.1
@@ -66,10 +66,8 @@ def rows_of(groups: list[list[int]]) -> dict[str, np.ndarray]:
 PACKED = [[2 * row, 2 * row + 1] for row in range(ROWS)]
 
 
-def steps_on(mesh: jax.sharding.Mesh, *, gradient_accumulation: int = 1) -> Steps:
-    return make_steps(
-        MODEL, optimizer=OPTIMIZER, total_steps=10, gradient_accumulation=gradient_accumulation, mesh=mesh
-    )
+def steps_on(mesh: jax.sharding.Mesh) -> Steps:
+    return make_steps(MODEL, optimizer=OPTIMIZER, total_steps=10, gradient_accumulation=1, mesh=mesh)
 
 
 @functools.cache
@@ -77,25 +75,25 @@ def weights() -> Any:
     return jax.device_get(jax.jit(lambda key: init_params(MODEL, key=key))(jax.random.key(0)))
 
 
-def run(
-    mesh_name: str = "1 device", *, updates: int = 1, gradient_accumulation: int = 1
-) -> tuple[TrainState, list[StepMetrics]]:
+@functools.cache
+def run(mesh_name: str = "1 device") -> tuple[StepMetrics, ...]:
+    """The figures of eight updates, all on the same batch."""
     config, devices = MESHES[mesh_name]
     mesh = make_mesh(config, devices=jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        steps = steps_on(mesh, gradient_accumulation=gradient_accumulation)
+        steps = steps_on(mesh)
         state = steps.start(jax.device_put(weights(), jax.tree.map(lambda leaf: leaf.sharding, steps.abstract.params)))
         batch = jax.device_put(rows_of(PACKED), batch_sharding(mesh))
         seen = []
-        for _ in range(updates):
+        for _ in range(8):
             state, metrics = steps.train(state, batch)
             seen.append(jax.device_get(metrics))
-        return jax.device_get(state), seen
+        return tuple(seen)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_first_update_has_the_pinned_loss_and_gradient_norm_on_every_mesh(mesh: str) -> None:
-    _, (metrics,) = run(mesh)
+    metrics = run(mesh)[0]
     assert metrics.weight == WEIGHT
     np.testing.assert_allclose(metrics.loss, LOSS, rtol=1e-5)
     np.testing.assert_allclose(metrics.loss_sum, LOSS * WEIGHT, rtol=1e-5)
@@ -128,7 +126,7 @@ def test_every_process_learns_that_one_halts_and_a_batch_with_missing_rows_chang
     columns = rows_of([*PACKED[:-1], []])
     columns["halt"][-1] = code
     with jax.set_mesh(mesh):
-        steps = steps_on(mesh, gradient_accumulation=1)
+        steps = steps_on(mesh)
         before = steps.init(jax.random.key(0))
         kept = jax.device_get(before)
         after, metrics = steps.train(before, jax.device_put(columns, batch_sharding(mesh)))
@@ -136,6 +134,18 @@ def test_every_process_learns_that_one_halts_and_a_batch_with_missing_rows_chang
     assert after.step == updates
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), jax.device_get(after), kept)
     assert all(jax.tree.leaves(same)) is (updates == 0)
+
+
+def test_a_batch_that_trains_on_nothing_has_a_gradient_of_zero_and_moves_no_moment() -> None:
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    columns = rows_of(PACKED)
+    columns["loss_weights"][:] = 0
+    with jax.set_mesh(mesh):
+        steps = steps_on(mesh)
+        state, metrics = steps.train(steps.init(jax.random.key(0)), jax.device_put(columns, batch_sharding(mesh)))
+    assert (metrics.loss, metrics.weight, metrics.grad_norm, bool(metrics.skipped)) == (0, 0, 0, False)
+    assert state.step == 1
+    assert not np.asarray(optax.tree_utils.tree_get(state.opt_state, "mu")["embed"]).any()
 
 
 def test_the_abstract_batch_is_what_training_is_fed() -> None:
@@ -170,8 +180,7 @@ def test_initial_weights_do_not_depend_on_the_mesh() -> None:
 
 
 def test_loss_falls_when_a_batch_is_seen_again_and_again() -> None:
-    _, seen = run("1 device", updates=8)
-    losses = [float(metrics.loss) for metrics in seen]
+    losses = [float(metrics.loss) for metrics in run()]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.8 * losses[0]
 
@@ -181,17 +190,17 @@ def test_z_loss_changes_the_gradient_and_not_the_loss_that_is_reported() -> None
     batch = jax.device_put(rows_of(PACKED), batch_sharding(mesh))
     found = {}
     with jax.set_mesh(mesh):
-        for microbatches, z_loss in ((1, 0.0), (1, 0.1), (2, 0.1)):
+        for microbatches in (1, 2):
             steps = make_steps(
                 MODEL,
                 optimizer=OPTIMIZER,
                 total_steps=10,
                 gradient_accumulation=microbatches,
                 mesh=mesh,
-                z_loss=z_loss,
+                z_loss=0.1,
             )
-            _, found[microbatches, z_loss] = steps.train(steps.init(jax.random.key(0)), batch)
-    plain, whole, split = (jax.device_get(metrics) for metrics in found.values())
+            _, found[microbatches] = steps.train(steps.init(jax.random.key(0)), batch)
+    plain, (whole, split) = run()[0], jax.device_get(tuple(found.values()))
     np.testing.assert_allclose(whole.loss, plain.loss, rtol=1e-6)
     assert plain.z_loss == 0
     np.testing.assert_allclose(whole.z_loss, 0.1 * np.log(MODEL.vocab_size) ** 2, rtol=0.2)
