@@ -80,6 +80,7 @@ def test_skips_are_counted_in_a_row_and_one_too_many_stops_for_good() -> None:
     ("make", "message"),
     [
         (lambda: Spike(deviations=0.0), "deviations"),
+        (lambda: Spike(deviations=math.inf), "deviations"),
         (lambda: Spike(window=1), "window"),
         (lambda: Skip(in_a_row=0), "in_a_row is 0.*@Stop"),
     ],

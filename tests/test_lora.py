@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import qwix
-from jax.sharding import PartitionSpec
+from jax._src.ad_checkpoint import saved_residuals
+from jax.sharding import NamedSharding, PartitionSpec
 
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import abstract_params, init_params, logical_axes
@@ -33,7 +35,7 @@ from wizard_jax.model.lora import (
 )
 from wizard_jax.model.quantise import BLOCK_AXIS, quantise
 from wizard_jax.model.sharding import RULES, MeshConfig, batch_sharding, make_mesh
-from wizard_jax.model.weights import dense
+from wizard_jax.model.weights import dense, project
 from wizard_jax.train.optimizer import AdamW
 from wizard_jax.train.step import Steps, TrainState, abstract_batch, batch_loss, make_steps
 
@@ -301,6 +303,37 @@ def test_every_part_is_split_as_its_weight_is() -> None:
     assert down.codes.sharding.spec == PartitionSpec(None, "tensor", "fsdp")
     assert abstract.params["layers"]["q"]["a"].sharding.spec == PartitionSpec(None, "fsdp", None)
     assert abstract.params["layers"]["q"]["b"].sharding.spec == PartitionSpec(None, None, "tensor", None)
+
+
+@pytest.mark.parametrize(("base", "travels"), [("nf4", ("u4", "u8", "s8")), ("int8", ("s8",))])
+def test_what_fsdp_gathers_of_a_frozen_weight_is_its_codes(base: Base, travels: tuple[str, ...]) -> None:
+    mesh = make_mesh(MeshConfig())
+    axes = logical_axes(MODEL)["layers"]["gate"][1:]
+    whole = jax.eval_shape(functools.partial(quantise, "gate", axes=axes, bits=base), jnp.ones((1, 64, 128)))
+    stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), whole)
+    where = NamedSharding(mesh, PartitionSpec("fsdp", None))
+    product = functools.partial(project, "bld,df->blf", dtype="bfloat16")
+    told = jax.jit(product, in_shardings=(batch_sharding(mesh), where))
+    with jax.set_mesh(mesh):
+        program = told.lower(jax.ShapeDtypeStruct((8, 4, 64), jnp.bfloat16), stored).compile().as_text()
+    gathered = re.findall(r"= (\w+)\[([\d,]+)\]\S* all-gather\(", program)
+    assert {dtype for dtype, shape in gathered if shape == "64,128"} & set(travels)
+    assert not {dtype for dtype, shape in gathered if shape == "64,128"} - set(travels)
+
+
+def test_no_copy_of_a_quantised_weight_is_kept_for_the_backward_pass() -> None:
+    axes = logical_axes(MODEL)["layers"]["gate"][1:]
+    whole = quantise("gate", jnp.ones((1, 64, 128)), axes=axes, bits="nf4")
+
+    def kept(weight: Any) -> set[Any]:
+        def total(x: jax.Array, weight: Any) -> jax.Array:
+            return project("bld,df->blf", x, weight, dtype="bfloat16").sum()
+
+        found = saved_residuals(total, jnp.ones((8, 4, 64), jnp.bfloat16), weight)
+        return {array.dtype for array, _ in found if array.shape == (64, 128)}
+
+    assert kept(jnp.ones((64, 128), jnp.bfloat16)) == {jnp.dtype("bfloat16")}
+    assert kept(jax.tree.map(lambda leaf: leaf[0], whole)) == {jnp.dtype("uint4")}
 
 
 @pytest.mark.parametrize(

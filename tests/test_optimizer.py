@@ -118,6 +118,17 @@ def test_a_run_too_short_for_its_warm_up_and_decay_is_refused() -> None:
         check_schedule(config, total_steps=10)
 
 
+def test_a_warm_up_that_leaves_nothing_to_fall_in_is_refused() -> None:
+    """Its last step would have a rate of 0."""
+    config = AdamW(peak_lr=1.0, warmup_steps=5)
+    for fits in (6, 0):  # no step at all: the initial weights are saved
+        check_schedule(config, total_steps=fits)
+    check_schedule(dataclasses.replace(config, schedule="constant"), total_steps=5)
+    for schedule in ("cosine", "linear"):
+        with pytest.raises(UserError, match=rf"warmup_steps is 5, and the run has 5 steps.*'{schedule}'"):
+            check_schedule(dataclasses.replace(config, schedule=schedule), total_steps=5)
+
+
 def test_embeddings_of_both_ends_can_be_kept_from_decay_too() -> None:
     model = ModelConfig(vocab_size=8, d_model=4, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=2, d_ff=4)
     tree = abstract_params(model)
@@ -166,7 +177,10 @@ def test_a_setting_that_would_have_no_effect_is_refused(settings: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
-    [("peak_lr", 0.0), ("b2", 1.0), ("warmup_steps", -1), ("final_lr_fraction", 2.0), ("clip_norm", 0.0)],
+    [
+        *(("peak_lr", 0.0), ("b2", 1.0), ("warmup_steps", -1), ("final_lr_fraction", 2.0), ("clip_norm", 0.0)),
+        *(("eps", 0.0), ("peak_lr", math.inf), ("weight_decay", math.inf), ("clip_norm", math.inf)),
+    ],
 )
 def test_settings_out_of_range_are_refused_with_their_value(name: str, wrong: float) -> None:
     change: dict[str, Any] = {name: wrong}

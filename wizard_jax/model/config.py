@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,8 +53,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
         for name in (*sizes, "max_positions", "rope_theta", "norm_eps", "initializer_range", "scan_unroll"):
-            if getattr(self, name) <= 0:
-                raise ModelConfigError(f"{name} = {getattr(self, name)}: must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ModelConfigError(f"{name} = {getattr(self, name)}: must be above 0, and finite")
         if self.n_heads % self.n_kv_heads:
             raise ModelConfigError(
                 f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}: "

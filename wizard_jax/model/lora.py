@@ -49,7 +49,7 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1 or not (math.isfinite(self.alpha) and self.alpha > 0):
             raise AdapterError(
-                f"adapter: rank must be at least 1 and alpha above 0; they are {self.rank} and {self.alpha}"
+                f"adapter.rank must be at least 1 and alpha above 0; they are {self.rank} and {self.alpha}"
             )
         for name in self.targets:
             if name not in INPUT_AXES:

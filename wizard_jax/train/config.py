@@ -109,8 +109,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise UserError(f"steps is {self.steps} and epochs {self.epochs}: give one of them, and None for the other")
-        if self.epochs is not None and self.epochs <= 0:
-            raise UserError(f"epochs is {self.epochs}: it must be above 0")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UserError(f"epochs is {self.epochs}: it must be above 0, and finite")
+        if self.z_loss == math.inf:
+            raise UserError("z_loss is infinite: give a number, such as 1e-4")
         if self.adapter is not None and not isinstance(self.init, FromCheckpoint):
             raise UserError("adapter updates given weights, and init is random: set init=@FromCheckpoint and init.path")
         if self.held_out is not None and not self.data.held_out_share:

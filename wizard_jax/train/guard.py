@@ -7,6 +7,7 @@ touched by a batch that is refused, however late the host reads of it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -25,9 +26,9 @@ class Spike:
     min_steps: int = setting(50, doc="steps before which no loss is a spike")
 
     def __post_init__(self) -> None:
-        if self.deviations <= 0 or self.window < 2 or self.min_steps < 2:
+        if not 0 < self.deviations < math.inf or self.window < 2 or self.min_steps < 2:
             raise UserError(
-                "guard.spike: deviations must be above 0, window and min_steps at least 2; they are "
+                "guard.spike: deviations must be above 0 and finite, window and min_steps at least 2; they are "
                 f"{self.deviations}, {self.window} and {self.min_steps}"
             )
 

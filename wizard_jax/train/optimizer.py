@@ -10,6 +10,7 @@ does not shift the schedule.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -39,6 +40,9 @@ class _Common:
     clip_norm: float | None = setting(1.0, doc="largest global norm of a gradient; None does not clip")
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) == math.inf:
+                raise UserError(f"optimizer.{field.name} is infinite: give a number")
         if self.peak_lr <= 0 or self.warmup_steps < 0 or self.weight_decay < 0:
             raise UserError(
                 "optimizer: peak_lr must be above 0, warmup_steps and weight_decay at least 0; they are"
@@ -84,6 +88,10 @@ class AdamW(_Common):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_shares("b1", "b2")
+        if self.eps <= 0:
+            raise UserError(
+                f"optimizer.eps is {self.eps}: it must be above 0, or a gradient of 0 makes a step of 0 / 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +133,12 @@ Optimizer = AdamW | Adafactor | Lion
 
 def check_schedule(config: Optimizer, *, total_steps: int) -> None:
     """Raises UserError if a run of that length has no room for its warm-up and its decay."""
+    falls = config.schedule in ("cosine", "linear")
+    if falls and 0 < total_steps <= config.warmup_steps:
+        raise UserError(
+            f"optimizer.warmup_steps is {config.warmup_steps}, and the run has {total_steps} steps: nothing is left "
+            f"for schedule '{config.schedule}' to fall in; set fewer"
+        )
     if config.decay_steps is not None and config.warmup_steps + config.decay_steps > total_steps:
         raise UserError(
             f"optimizer: {config.warmup_steps} warmup_steps and {config.decay_steps} decay_steps are more than the "
