@@ -133,12 +133,6 @@ Optimizer = AdamW | Adafactor | Lion
 
 def check_schedule(config: Optimizer, *, total_steps: int) -> None:
     """Raises UserError if a run of that length has no room for its warm-up and its decay."""
-    falls = config.schedule in ("cosine", "linear")
-    if falls and 0 < total_steps <= config.warmup_steps:
-        raise UserError(
-            f"optimizer.warmup_steps is {config.warmup_steps}, and the run has {total_steps} steps: nothing is left "
-            f"for schedule '{config.schedule}' to fall in; set fewer"
-        )
     if config.decay_steps is not None and config.warmup_steps + config.decay_steps > total_steps:
         raise UserError(
             f"optimizer: {config.warmup_steps} warmup_steps and {config.decay_steps} decay_steps are more than the "
@@ -149,11 +143,14 @@ def check_schedule(config: Optimizer, *, total_steps: int) -> None:
 def learning_rate(step: jax.Array, *, config: Optimizer, total_steps: int) -> jax.Array:
     """Rate of the update that ends step `step`, counted from 0: step `warmup_steps - 1` runs at the peak.
 
-    The first step is not wasted on a rate of 0, and what falls reaches its final value with the last step.
+    The first step is not wasted on a rate of 0, and what falls reaches its final value with the last step. A run that is
+    no longer than its warm-up only warms up.
     """
     done = jnp.asarray(step, jnp.float32) + 1.0
     falling_steps = total_steps - config.warmup_steps if config.decay_steps is None else config.decay_steps
-    progress = jnp.clip(1.0 - (total_steps - done) / max(falling_steps, 1), 0.0, 1.0)
+    progress: jax.Array | float = 0.0
+    if falling_steps > 0:
+        progress = jnp.clip(1.0 - (total_steps - done) / falling_steps, 0.0, 1.0)
     left: jax.Array | float  # of the way from the peak to the final rate
     match config.schedule:
         case "constant":
