@@ -143,8 +143,8 @@ def check_schedule(config: Optimizer, *, total_steps: int) -> None:
 def learning_rate(step: jax.Array, *, config: Optimizer, total_steps: int) -> jax.Array:
     """Rate of the update that ends step `step`, counted from 0: step `warmup_steps - 1` runs at the peak.
 
-    The first step is not wasted on a rate of 0, and what falls reaches its final value with the last step. A run that is
-    no longer than its warm-up only warms up.
+    The first step is not wasted on a rate of 0, and what falls reaches its final value with the last step. A run that
+    is no longer than its warm-up only warms up.
     """
     done = jnp.asarray(step, jnp.float32) + 1.0
     falling_steps = total_steps - config.warmup_steps if config.decay_steps is None else config.decay_steps
