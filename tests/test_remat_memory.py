@@ -52,11 +52,13 @@ def compiled(remat: str) -> jax.stages.Compiled:
 @pytest.mark.slow
 def test_on_tpus_each_policy_holds_less_than_the_one_that_keeps_more() -> None:
     analyses = {policy: compiled(policy).memory_analysis() for policy in ("none", "attention", "full", "offload")}
-    peaks = {policy: told.peak_memory_in_bytes for policy, told in analyses.items()}
-    assert peaks["none"] > peaks["attention"] > peaks["full"] > peaks["offload"]
+    # Not `peak_memory_in_bytes`, which holds much besides: 164 MB where attention is kept, and 169 where it is not.
+    held = {policy: told.temp_size_in_bytes for policy, told in analyses.items()}
+    assert held["none"] > 10 * held["attention"]
     # attention is as wide as the model here: one more array of the residual's size, and its float32 log-sum-exp
-    assert peaks["attention"] - peaks["full"] > 0.9 * ONE_RESIDUAL
-    assert peaks["full"] - peaks["offload"] > 0.7 * ONE_RESIDUAL
+    assert held["attention"] - held["full"] > 0.9 * ONE_RESIDUAL
+    # a third of what went to the host is on its way
+    assert held["full"] - held["offload"] > 0.6 * ONE_RESIDUAL
     assert analyses["offload"].host_temp_size_in_bytes >= ONE_RESIDUAL
     assert analyses["full"].host_temp_size_in_bytes == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -125,13 +126,15 @@ def test_every_process_learns_that_one_halts_and_a_batch_with_missing_rows_chang
     mesh = make_mesh(config)
     columns = rows_of([*PACKED[:-1], []])
     columns["halt"][-1] = code
+    if not updates:  # whatever stands in rows that are missing
+        columns["loss_weights"][-1] = np.nan
     with jax.set_mesh(mesh):
         steps = steps_on(mesh)
         before = steps.init(jax.random.key(0))
         kept = jax.device_get(before)
         after, metrics = steps.train(before, jax.device_put(columns, batch_sharding(mesh)))
     assert metrics.halt == code
-    assert after.step == updates
+    assert (after.step, bool(metrics.skipped), bool(metrics.stopped)) == (updates, False, False)
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), jax.device_get(after), kept)
     assert all(jax.tree.leaves(same)) is (updates == 0)
 
@@ -146,6 +149,15 @@ def test_a_batch_that_trains_on_nothing_has_a_gradient_of_zero_and_moves_no_mome
     assert (metrics.loss, metrics.weight, metrics.grad_norm, bool(metrics.skipped)) == (0, 0, 0, False)
     assert state.step == 1
     assert not np.asarray(optax.tree_utils.tree_get(state.opt_state, "mu")["embed"]).any()
+
+
+def test_microbatches_are_made_of_rows_that_stay_on_their_devices() -> None:
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        steps = make_steps(MODEL, optimizer=OPTIMIZER, total_steps=10, gradient_accumulation=2, mesh=mesh)
+        inputs = abstract_batch(rows=2 * ROWS, seq_len=LENGTH, mesh=mesh)
+        program = steps.train.lower(steps.abstract, inputs).compile().as_text()
+    assert not re.findall(rf"= \w+\[[\d,]*{LENGTH}\]\S* (?:all-|collective-)[\w-]+\(", program)
 
 
 def test_the_abstract_batch_is_what_training_is_fed() -> None:
