@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 @contextlib.contextmanager
 def compilation_cache(folder: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Meanwhile, every compilation of a second and more is kept in `folder`, and not done where it is there already.
+    """Meanwhile, every compilation of 0.2 s and more is kept in `folder`, and not done where it is there already.
 
     JAX tells programs apart by their code, compiler and devices, so one folder serves any runs; of several processes
     the first writes. The folder may be gs://. None leaves JAX as its own settings have it.
@@ -25,7 +25,7 @@ def compilation_cache(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     name = os.fspath(folder)
     wanted: dict[str, Any] = {
         "jax_compilation_cache_dir": name if "://" in name else str(Path(name).absolute()),
-        "jax_persistent_cache_min_compile_time_secs": 1.0,
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
     }
     before = {setting: getattr(jax.config, setting) for setting in wanted}
     try:
