@@ -99,16 +99,23 @@ def test_attention_depends_on_distance_and_not_on_position(params: decoder.Param
 
 
 def test_decoding_token_by_token_gives_the_hidden_states_of_the_whole(params: decoder.Params) -> None:
+    """Two rows, of which the second is behind, and stands in slots that padding was written to."""
     columns = packed(16, width=16)
-    expected = hidden_states(params, **columns, config=TINY)
+    expected = hidden_states(params, **columns, config=TINY)[0]
+    tokens = columns["tokens"][0]
     step = jax.jit(decoder.decode, static_argnames="config")
-    cache = decoder.init_cache(TINY, batch=1, length=16)
-    found = []
-    for start, end in [(0, 4), *((slot, slot + 1) for slot in range(4, 16))]:
-        part = {name: column[:, start:end] for name, column in columns.items()}
-        hidden, cache = step(params, **part, cache=cache, slot=start, config=TINY)
-        found.append(hidden)
-    np.testing.assert_allclose(jnp.concatenate(found, axis=1), expected, atol=1e-5)
+    cache = decoder.init_cache(TINY, batch=2, length=16)
+    prompts = jnp.stack([tokens[:4], tokens[:4].at[3].add(1) % TINY.vocab_size])
+    hidden, cache = step(params, tokens=prompts, start=jnp.array([0, 0]), cache=cache, config=TINY)
+    found = [[*hidden[0]], [*hidden[1, :3]]]
+    taken_apart = decoder.unstacked(params)
+    for slot in range(4, 16):
+        pair = jnp.stack([tokens[slot], tokens[slot - 1]])[:, None]
+        hidden, cache = step(taken_apart, tokens=pair, start=jnp.array([slot, slot - 1]), cache=cache, config=TINY)
+        found[0].append(hidden[0, 0])
+        found[1].append(hidden[1, 0])
+    np.testing.assert_allclose(jnp.stack(found[0]), expected, atol=1e-5)
+    np.testing.assert_allclose(jnp.stack(found[1]), expected[:15], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Batched generation with a key-value cache.
 
 Prompts of a batch stand at the left of a grid of P slots, padded on the right; every row writes its t-th new token to
-slot P + t. What a row may see is said by segment ids (1: its own tokens, 0: padding), and rotary positions are
-the true ones, so a row gives the same text alone and in any batch:
+the slot behind its own prompt, over the padding, so slots are positions and a row gives the same text alone and in any
+batch:
 
-    slot         0  1  2  3 | 4  5  6          P = 4
-    row 0        a  b  c  d | x  y  .          positions 0 1 2 3 | 4 5
-    row 1        e  f  -  - | z  .  .          positions 0 1 - - | 2
+    slot         0  1  2  3  4  5          P = 4
+    row 0        a  b  c  d  x  y
+    row 1        e  f  z  .  .  .
 """
 
 from __future__ import annotations
@@ -155,10 +155,8 @@ def _continue(
         hidden_Bx1xD, cache = decoder.decode(
             params,
             tokens=state.token_B[:, None],
-            positions=(lengths_B + state.step - 1)[:, None],
-            segment_ids=jnp.where(state.done_B, 0, 1)[:, None],
+            start=lengths_B + state.step - 1,
             cache=state.cache,
-            slot=width + state.step - 1,
             config=config,
         )
         token_B = jnp.where(state.done_B, pad_id, choose(hidden_Bx1xD, state.step))
@@ -166,14 +164,11 @@ def _continue(
         return _State(state.step + 1, token_B, state.done_B | (token_B == eos_id), emitted_BxT, cache)
 
     with jax.named_scope("prefill"):
-        positions_BxP = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens_BxP.shape)
         hidden_BxPxD, cache = decoder.decode(
             params,
             tokens=tokens_BxP,
-            positions=positions_BxP,
-            segment_ids=(positions_BxP < lengths_B[:, None]).astype(jnp.int32),
+            start=jnp.zeros(rows, jnp.int32),
             cache=decoder.init_cache(config, batch=rows, length=width),
-            slot=0,
             config=config,
         )
         last_Bx1xD = jnp.take_along_axis(hidden_BxPxD, jnp.maximum(lengths_B - 1, 0)[:, None, None], axis=1)
@@ -187,11 +182,7 @@ def _continue(
 
 def _grow(cache: decoder.Cache, *, by: int) -> decoder.Cache:
     """The cache with empty slots behind its own: prefill need not look at slots that only decoding will fill."""
-    axes = {"keys": 2, "values": 2, "segment_ids": 1}
-    return {
-        name: jnp.pad(array, [(0, by if axis == axes[name] else 0) for axis in range(array.ndim)])
-        for name, array in cache.items()
-    }
+    return jax.tree.map(lambda slots: jnp.pad(slots, ((0, 0), (0, 0), (0, by), (0, 0))), cache)
 
 
 def _choose(scores_BxV: jax.Array, keys_B: jax.Array, step: jax.Array, *, sampling: Sampling) -> jax.Array:

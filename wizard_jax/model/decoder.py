@@ -24,7 +24,7 @@ from wizard_jax.model.sharding import constrain
 from wizard_jax.model.weights import project
 
 Params = dict[str, Any]
-Cache = dict[str, jax.Array]
+Cache = tuple[dict[str, jax.Array], ...]
 Rotation = tuple[jax.Array, jax.Array]
 
 RESIDUAL_AXES = ("batch", None, None)
@@ -205,51 +205,77 @@ def logits(params: Params, hidden: jax.Array, *, config: ModelConfig) -> jax.Arr
 
 
 def init_cache(config: ModelConfig, *, batch: int, length: int) -> Cache:
-    """An empty cache of `length` slots: keys and values [N, B, S, K, Dh], segment_ids [B, S] (0: nothing there)."""
-    shape = (config.n_layers, batch, length, config.n_kv_heads, config.head_dim)
-    return {
-        "keys": jnp.zeros(shape, config.compute_dtype),
-        "values": jnp.zeros(shape, config.compute_dtype),
-        "segment_ids": jnp.zeros((batch, length), jnp.int32),
-    }
+    """An empty cache: for each layer, keys and values [B, K, S, Dh], in which slot s is of position s.
+
+    An array of its own for each layer, and heads before slots, so that a step changes it where it lies and no
+    product has to turn it first.
+    """
+    shape = (batch, config.n_kv_heads, length, config.head_dim)
+    empty = jnp.zeros(shape, config.compute_dtype)
+    return tuple({"keys": empty, "values": empty} for _ in range(config.n_layers))
+
+
+def unstacked(params: Params) -> Params:
+    """The parameters with a tuple of trees, one for each layer, in place of the stacked layers.
+
+    `decode` takes either. Of stacked ones it copies each layer's out of the stack, at every step where XLA does not
+    see through it, as on CPUs; so who decodes much takes them apart once.
+    """
+    layers = params["layers"]
+    if isinstance(layers, tuple):
+        return params
+    count = jax.tree.leaves(layers)[0].shape[0]
+    return {**params, "layers": tuple(jax.tree.map(lambda array, n=n: array[n], layers) for n in range(count))}
 
 
 def decode(
     params: Params,
     *,
     tokens: jax.Array,
-    positions: jax.Array,
-    segment_ids: jax.Array,
+    start: jax.Array,
     cache: Cache,
-    slot: jax.Array | int,
     config: ModelConfig,
 ) -> tuple[jax.Array, Cache]:
     """`hidden_states` of tokens that continue a cache: hidden [B, L, D], and the cache with them in it.
 
-    They are written to slots `slot` to `slot + L - 1`, the same in every row: prefill is L tokens at slot 0, a
-    step is one token. Where a row has nothing to say, give segment 0: nothing of another segment will see it.
+    Row b's tokens [B, L] stand at positions `start[b]` to `start[b] + L - 1` (start: int32 [B]), which must be slots
+    of the cache: prefill is L tokens, a step is one. A token sees what stands in the slots of its row up to its own.
+    So what pads a prompt on the right is never seen: each of its slots is written anew before a token reaches it.
     """
     graph = _declared(config)[0]
-    rotation = rotary_angles(positions, config=config)
-    seen = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids"], segment_ids, slot, axis=1)
-
-    def step(carry: tuple[jax.Array, ...], index_and_arrays: tuple[jax.Array, Params]) -> tuple[Any, None]:
-        x_BxLxD, keys, values = carry
-        index, arrays = index_and_arrays
+    length = tokens.shape[1]
+    rotation = rotary_angles(start[:, None] + jnp.arange(length), config=config)
+    x_BxLxD = _embed(params, tokens, config=config)
+    updated = []
+    for arrays, slots in zip(unstacked(params)["layers"], cache, strict=True):
         layer = nnx.merge(graph, arrays)
         with jax.named_scope("attention"):
             q, k, v = layer.heads(x_BxLxD, rotation=rotation)
-            keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, slot, 0, 0))
-            values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, slot, 0, 0))
-            attended = attend(
-                q, keys[index], values[index], q_segment_ids=segment_ids, kv_segment_ids=seen, q_offset=slot
-            )
+            slots = {"keys": _write(slots["keys"], k, start), "values": _write(slots["values"], v, start)}
+            attended = jax.vmap(_attend_to_slots)(q, slots["keys"], slots["values"], start)
             x_BxLxD = x_BxLxD + layer.output(attended)
         with jax.named_scope("mlp"):
-            return (x_BxLxD + layer.mlp(x_BxLxD), keys, values), None
+            x_BxLxD = x_BxLxD + layer.mlp(x_BxLxD)
+        updated.append(slots)
+    return rms_norm(x_BxLxD, params["final_norm"], eps=config.norm_eps), tuple(updated)
 
-    carry = (_embed(params, tokens, config=config), cache["keys"], cache["values"])
-    layers = (jnp.arange(config.n_layers), params["layers"])
-    (x_BxLxD, keys, values), _ = jax.lax.scan(step, carry, layers, unroll=config.scan_unroll)
-    hidden_BxLxD = rms_norm(x_BxLxD, params["final_norm"], eps=config.norm_eps)
-    return hidden_BxLxD, {"keys": keys, "values": values, "segment_ids": seen}
+
+def _write(slots_BxKxSxDh: jax.Array, new_BxLxKxDh: jax.Array, start_B: jax.Array) -> jax.Array:
+    """The slots with new ones from `start_B` on."""
+
+    def row(slots_KxSxDh: jax.Array, new_LxKxDh: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(slots_KxSxDh, new_LxKxDh.swapaxes(0, 1), start, axis=1)
+
+    return jax.vmap(row)(slots_BxKxSxDh, new_BxLxKxDh, start_B)
+
+
+def _attend_to_slots(q_LxHxDh: jax.Array, k_KxSxDh: jax.Array, v_KxSxDh: jax.Array, start: jax.Array) -> jax.Array:
+    """`attend` of one row's queries, the first of which stands at `start`: [L, H, Dh]."""
+    return attend(
+        q_LxHxDh[None],
+        k_KxSxDh.swapaxes(0, 1)[None],
+        v_KxSxDh.swapaxes(0, 1)[None],
+        q_segment_ids=jnp.ones((1, q_LxHxDh.shape[0]), jnp.int32),
+        kv_segment_ids=jnp.ones((1, k_KxSxDh.shape[1]), jnp.int32),
+        q_offset=start,
+    )[0]
