@@ -182,7 +182,8 @@ def _continue(
 
 def _grow(cache: decoder.Cache, *, by: int) -> decoder.Cache:
     """The cache with empty slots behind its own: prefill need not look at slots that only decoding will fill."""
-    return jax.tree.map(lambda slots: jnp.pad(slots, ((0, 0), (0, 0), (0, by), (0, 0))), cache)
+    grown: decoder.Cache = jax.tree.map(lambda slots: jnp.pad(slots, ((0, 0), (0, 0), (0, by), (0, 0))), cache)
+    return grown
 
 
 def _choose(scores_BxV: jax.Array, keys_B: jax.Array, step: jax.Array, *, sampling: Sampling) -> jax.Array:
