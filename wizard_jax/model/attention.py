@@ -41,7 +41,7 @@ def attend(
     """Softmax attention of each query over the keys of its own segment, at or before it: [B, L, H, Dh].
 
     `q_segment_ids` is [B, L] and `kv_segment_ids` [B, S]; 0 marks padding, which sees only padding. Query i
-    stands at index `q_offset + i` of the key axis (0 in training, the cache slot in decoding).
+    stands at index `q_offset + i` of the key axis (0 in training; in decoding its slot, [B] if rows differ).
     Scores and softmax are float32 whatever the inputs are. This is the reference that every kernel must equal.
     """
     batch, length, heads, head_dim = q_BxLxHxDh.shape
@@ -52,8 +52,8 @@ def attend(
     scores_BxKxGxLxS = jnp.einsum("bkgld,bksd->bkgls", q_BxKxGxLxDh, k_BxKxSxDh, preferred_element_type=jnp.float32) * (
         head_dim**-0.5
     )
-    causal_LxS = jnp.arange(slots) <= q_offset + jnp.arange(length)[:, None]
-    mask_BxLxS = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & causal_LxS
+    index_LxS = jnp.asarray(q_offset, jnp.int32)[..., None, None] + jnp.arange(length)[:, None]
+    mask_BxLxS = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & (jnp.arange(slots) <= index_LxS)
     scores_BxKxGxLxS = jnp.where(mask_BxLxS[:, None, None], scores_BxKxGxLxS, MASKED)
     weights_BxKxGxLxS = jax.nn.softmax(scores_BxKxGxLxS, axis=-1).astype(v_BxSxKxDh.dtype)
     mixed_BxKxGxLxDh = jnp.einsum("bkgls,bksd->bkgld", weights_BxKxGxLxS, v_BxKxSxDh)

@@ -211,8 +211,11 @@ def init_cache(config: ModelConfig, *, batch: int, length: int) -> Cache:
     product has to turn it first.
     """
     shape = (batch, config.n_kv_heads, length, config.head_dim)
-    empty = jnp.zeros(shape, config.compute_dtype)
-    return tuple({"keys": empty, "values": empty} for _ in range(config.n_layers))
+
+    def empty() -> jax.Array:
+        return jnp.zeros(shape, config.compute_dtype)
+
+    return tuple({"keys": empty(), "values": empty()} for _ in range(config.n_layers))
 
 
 def unstacked(params: Params) -> Params:
@@ -252,7 +255,14 @@ def decode(
         with jax.named_scope("attention"):
             q, k, v = layer.heads(x_BxLxD, rotation=rotation)
             slots = {"keys": _write(slots["keys"], k, start), "values": _write(slots["values"], v, start)}
-            attended = jax.vmap(_attend_to_slots)(q, slots["keys"], slots["values"], start)
+            attended = attend(
+                q,
+                slots["keys"].swapaxes(1, 2),
+                slots["values"].swapaxes(1, 2),
+                q_segment_ids=jnp.ones(tokens.shape, jnp.int32),
+                kv_segment_ids=jnp.ones((tokens.shape[0], slots["keys"].shape[2]), jnp.int32),
+                q_offset=start,
+            )
             x_BxLxD = x_BxLxD + layer.output(attended)
         with jax.named_scope("mlp"):
             x_BxLxD = x_BxLxD + layer.mlp(x_BxLxD)
@@ -267,15 +277,3 @@ def _write(slots_BxKxSxDh: jax.Array, new_BxLxKxDh: jax.Array, start_B: jax.Arra
         return jax.lax.dynamic_update_slice_in_dim(slots_KxSxDh, new_LxKxDh.swapaxes(0, 1), start, axis=1)
 
     return jax.vmap(row)(slots_BxKxSxDh, new_BxLxKxDh, start_B)
-
-
-def _attend_to_slots(q_LxHxDh: jax.Array, k_KxSxDh: jax.Array, v_KxSxDh: jax.Array, start: jax.Array) -> jax.Array:
-    """`attend` of one row's queries, the first of which stands at `start`: [L, H, Dh]."""
-    return attend(
-        q_LxHxDh[None],
-        k_KxSxDh.swapaxes(0, 1)[None],
-        v_KxSxDh.swapaxes(0, 1)[None],
-        q_segment_ids=jnp.ones((1, q_LxHxDh.shape[0]), jnp.int32),
-        kv_segment_ids=jnp.ones((1, k_KxSxDh.shape[1]), jnp.int32),
-        q_offset=start,
-    )[0]
