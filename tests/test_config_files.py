@@ -29,7 +29,7 @@ from data_gen.config import (
 from data_gen.generate import generate
 from wizard_jax.data.config import ConversationsPerStep
 from wizard_jax.evaluate.config import EvalConfig
-from wizard_jax.model.lora import LoRA
+from wizard_jax.model.lora import LoRA, targets_of
 from wizard_jax.train.config import TrainConfig
 from wizard_jax.train.optimizer import AdamW
 
@@ -132,7 +132,7 @@ def test_an_adapter_s_recipe_is_qlora_s_on_the_data_of_wizardlm(name: str, base:
     config, whole = (load(TrainConfig, [CONFIGS / "train" / f"{one}.gin"]) for one in (name, "wizardlm_7b"))
     assert (config.data, config.model, config.epochs, config.init) == (whole.data, whole.model, 3.0, whole.init)
     assert config.adapter == LoRA(rank=64, alpha=16.0, base=base)
-    assert set(config.adapter.targets) == {"q", "k", "v", "o", "gate", "up", "down"}
+    assert targets_of(config.model, adapter=config.adapter) == ("down", "gate", "k", "o", "q", "up", "v")
     assert config.batch == ConversationsPerStep(conversations=16)
     optimizer = config.optimizer
     assert isinstance(optimizer, AdamW)

@@ -15,9 +15,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from wizard_jax.chat import get_format
+from wizard_jax.convert.architectures import places
 from wizard_jax.convert.export import export_hf
 from wizard_jax.convert.importing import load_hf_params, read_model_config
-from wizard_jax.convert.llama import ConversionError, places
+from wizard_jax.convert.tensors import ConversionError
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import MeshConfig, make_mesh, shardings
@@ -134,7 +135,7 @@ def test_a_sharded_import_equals_the_whole_one(
 
 def test_any_part_of_an_array_can_be_read_by_itself(original: pathlib.Path, params: decoder.Params) -> None:
     stored = weights(original)
-    for name, place in places(TINY).items():
+    for name, (place,) in places(TINY).items():
         whole = np.asarray(
             params[place.path[0]] if place.layer is None else params["layers"][place.path[1]][place.layer]
         )
@@ -234,12 +235,16 @@ def test_pickles_are_never_opened(folder: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, "architectures is .*Mistral"),
-        ({"attention_bias": True}, "attention_bias = True"),
-        ({"mlp_bias": True}, "mlp_bias = True"),
+        ({"architectures": ["MixtralForCausalLM"]}, "architectures is .*Mixtral.*the nearest is MistralForCausalLM"),
+        ({"architectures": None}, "architectures is None; these can be imported: LlamaForCausalLM, Mistral"),
+        ({"attention_bias": "yes"}, "attention_bias = 'yes': must be true or false"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling = .*llama3"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters.rope_type = 'linear'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, "rope_parameters differ in rope_type"),
+        ({"rope_parameters": {"type": "dynamic", "factor": 8.0}}, "rope_type = 'dynamic'; rope_type may be default"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "of type 'linear' lacks factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "mscale": 1}}, "mscale = 1"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor = 0.0: must be above 0"),
+        ({"rope_parameters": {"rope_theta": "big"}}, "rope_theta = 'big'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"num_attention_heads": 5}, "n_heads = 5 is not a multiple"),
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),

@@ -341,7 +341,6 @@ def test_no_copy_of_a_quantised_weight_is_kept_for_the_backward_pass() -> None:
     [
         ({"targets": ("q", "gates")}, "no linear layer is named 'gates'; did you mean gate"),
         ({"targets": ("q_proj",)}, "did you mean q"),
-        ({"targets": ()}, "at least one"),
         ({"targets": ("q", "q")}, "each layer once"),
         ({"rank": 0}, "rank must be at least 1"),
         ({"alpha": 0.0}, "alpha above 0"),

@@ -20,7 +20,7 @@ from wizard_jax.convert.export import export_hf
 from wizard_jax.convert.importing import load_hf_params, read_model_config
 from wizard_jax.convert.peft import export_adapter
 from wizard_jax.model import decoder
-from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.config import LINEAR_LAYERS, ModelConfig
 from wizard_jax.model.lora import LoRA, each_array, init_adapter, merge, with_adapter
 from wizard_jax.model.sharding import MeshConfig, batch_sharding, make_mesh
 from wizard_jax.tokenizer import train_tokenizer
@@ -177,7 +177,7 @@ def test_the_folder_names_its_base_and_every_target(hf_folder: pathlib.Path, exp
     assert (told["base_model_name_or_path"], told["r"], told["lora_alpha"]) == (str(hf_folder), 4, 6)
     assert len(load_file(exported / "adapter_model.safetensors")) == 2 * 7 * 2
     config = peft.LoraConfig.from_pretrained(exported)
-    projections = {f"{name}_proj" for name in ADAPTER.targets}
+    projections = {f"{name}_proj" for name in LINEAR_LAYERS}
     assert set(config.target_modules) == projections
     template = json.loads((exported / "tokenizer_config.json").read_text())["chat_template"]
     assert "USER" in template

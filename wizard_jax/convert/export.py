@@ -16,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from wizard_jax.chat import ChatFormat, end_id, get_format
-from wizard_jax.convert import llama
+from wizard_jax.convert import architectures
 from wizard_jax.convert.importing import INDEX, SINGLE
-from wizard_jax.convert.llama import Array, ConversionError, Place
+from wizard_jax.convert.tensors import Array, ConversionError, Place, at, stored_shape, to_stored
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.tokenizer import JSON, SENTENCEPIECE, Tokenizer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Shard = list[tuple[str, Place]]
+Rows = tuple[Place, ...]
+Shard = list[tuple[str, Rows]]
 
 
 class Tensor(NamedTuple):
@@ -103,32 +104,32 @@ def write_tokenizer(
 def _write_weights(
     params: decoder.Params, folder: pathlib.Path, *, config: ModelConfig, dtype: Dtype, max_shard_bytes: int
 ) -> None:
-    shards = _plan_shards(llama.places(config), dtype=dtype, limit=max_shard_bytes)
+    shards = _plan_shards(architectures.places(config), dtype=dtype, limit=max_shard_bytes)
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = [SINGLE]
     for name, shard in zip(names, shards, strict=True):
         tensors = [
-            Tensor(tensor, place.stored_shape, functools.partial(_stored, tensor, place, params=params))
-            for tensor, place in shard
+            Tensor(tensor, stored_shape(rows), functools.partial(_stored, tensor, rows, params=params))
+            for tensor, rows in shard
         ]
         write_shard(folder / name, tensors, dtype=dtype)
     if len(shards) > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor, _ in shard}
-        total = sum(_bytes(place.shape, dtype) for shard in shards for _, place in shard)
+        total = sum(_bytes(stored_shape(rows), dtype) for shard in shards for _, rows in shard)
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _plan_shards(places: dict[str, Place], *, dtype: Dtype, limit: int) -> list[Shard]:
+def _plan_shards(places: dict[str, Rows], *, dtype: Dtype, limit: int) -> list[Shard]:
     """Tensors in order, a new file whenever the next one would pass the limit."""
     shards: list[Shard] = [[]]
     filled = 0
-    for name, place in places.items():
-        size = _bytes(place.shape, dtype)
+    for name, rows in places.items():
+        size = _bytes(stored_shape(rows), dtype)
         if shards[-1] and filled + size > limit:
             shards.append([])
             filled = 0
-        shards[-1].append((name, place))
+        shards[-1].append((name, rows))
         filled += size
     return shards
 
@@ -160,39 +161,22 @@ def write_shard(path: pathlib.Path, tensors: Sequence[Tensor], *, dtype: Dtype) 
         _sync(file)
 
 
-def _stored(name: str, place: Place, *, params: decoder.Params) -> Array:
-    ours = llama.at(params, place.path)
-    array = np.asarray(ours if place.layer is None else ours[place.layer])
-    if array.shape != place.shape:
-        raise ConversionError(f"{name}: parameters have shape {array.shape}, the config says {place.shape}")
-    return place.to_stored(array)
+def _stored(name: str, rows: Rows, *, params: decoder.Params) -> Array:
+    arrays = [_of_layer(at(params, place.path), place.layer) for place in rows]
+    for array, place in zip(arrays, rows, strict=True):
+        if array.shape != place.shape:
+            raise ConversionError(f"{name}: parameters have shape {array.shape}, the config says {place.shape}")
+    return to_stored(rows, arrays)
+
+
+def _of_layer(array: Any, layer: int | None) -> Array:
+    return np.asarray(array if layer is None else array[layer])
 
 
 def _model_config(config: ModelConfig, *, tokenizer: Tokenizer, end: int, dtype: Dtype) -> dict[str, Any]:
-    """Transformers 4 reads `rope_theta` and `torch_dtype`, 5 reads `rope_parameters` and `dtype`."""
+    """Transformers 4 reads `torch_dtype`, 5 `dtype`."""
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
-        "initializer_range": config.initializer_range,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "rope_scaling": None,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "mlp_bias": False,
-        "pretraining_tp": 1,
-        "tie_word_embeddings": config.tied_embeddings,
-        "use_cache": True,
+        **architectures.write_config(config),
         "dtype": dtype,
         "torch_dtype": dtype,
         "bos_token_id": tokenizer.bos_id,

@@ -1,11 +1,11 @@
-"""Reading LLaMA folders of Hugging Face, slice by slice into (sharded) arrays. Safetensors only: pickles run code."""
+"""Reading folders of Hugging Face, slice by slice into (sharded) arrays. Safetensors only: pickles run code."""
 
 from __future__ import annotations
 
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,76 +15,22 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from wizard_jax.chat import CHAT_FORMATS
-from wizard_jax.convert import llama
-from wizard_jax.convert.llama import Array, ConversionError, Place
+from wizard_jax.convert import architectures
+from wizard_jax.convert.raw_config import RawConfig
+from wizard_jax.convert.tensors import Array, ConversionError, Path, Place, stored_shape
 from wizard_jax.model import decoder
-from wizard_jax.model.config import ModelConfig, ModelConfigError
+from wizard_jax.model.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 DTYPES = ("F32", "F16", "BF16")
 
-UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "rope_scaling": (None,),
-    "sliding_window": (None,),
-    "quantization_config": (None,),
-    "partial_rotary_factor": (1.0,),
-}
-"""Settings of config.json that change what is computed, and the values that are computed here."""
-
 
 def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
-    """The ModelConfig of a folder with a LlamaForCausalLM `config.json`. Raises ConversionError."""
+    """The ModelConfig of a folder's `config.json`. Raises ConversionError."""
     path = pathlib.Path(folder) / "config.json"
-    raw = _read_json(path)
-    if raw.get("architectures") != ["LlamaForCausalLM"]:
-        raise ConversionError(
-            f"{path}: architectures is {raw.get('architectures')!r}; only ['LlamaForCausalLM'] can be imported"
-        )
-    rope = raw.get("rope_parameters") or {}
-    wrong = [f"{name} = {raw[name]!r}" for name, right in UNSUPPORTED.items() if name in raw and raw[name] not in right]
-    wrong += [
-        f"rope_parameters.{name} = {value!r}"
-        for name, value in rope.items()
-        if not (name == "rope_theta" or (name, value) in (("rope_type", "default"), ("partial_rotary_factor", 1.0)))
-    ]
-    if wrong:
-        raise ConversionError(f"{path}: not supported: {'; '.join(wrong)}")
-
-    def integer(name: str, default: int | None = None) -> int:
-        value = default if raw.get(name) is None else raw[name]
-        if type(value) is not int:
-            raise ConversionError(f"{path}: {name} = {value!r}: must be a whole number")
-        return value
-
-    def number(name: str, default: float) -> float:
-        value = rope.get(name, raw.get(name, default))
-        if type(value) not in (int, float):
-            raise ConversionError(f"{path}: {name} = {value!r}: must be a number")
-        return float(value)
-
-    heads = integer("num_attention_heads")
-    try:
-        return ModelConfig(
-            vocab_size=integer("vocab_size"),
-            d_model=integer("hidden_size"),
-            n_layers=integer("num_hidden_layers"),
-            n_heads=heads,
-            n_kv_heads=integer("num_key_value_heads", heads),
-            head_dim=integer("head_dim", integer("hidden_size") // max(heads, 1)),
-            d_ff=integer("intermediate_size"),
-            rope_theta=number("rope_theta", 10_000.0),
-            norm_eps=number("rms_norm_eps", 1e-6),
-            max_positions=integer("max_position_embeddings", 2048),
-            tied_embeddings=raw.get("tie_word_embeddings", False) is True,
-            initializer_range=number("initializer_range", 0.02),
-        )
-    except ModelConfigError as error:
-        raise ConversionError(f"{path}: {error}") from error
+    return architectures.read_config(RawConfig(_read_json(path), path=path))
 
 
 def read_chat_format(folder: str | os.PathLike[str]) -> str:
@@ -104,21 +50,20 @@ def load_hf_params(
     shardings: Any = None,
     dtype: str = "float32",
 ) -> decoder.Params:
-    """The parameters of a LLaMA folder in `dtype`, placed by `shardings` (a tree like the parameters').
+    """The parameters of a folder in `dtype`, placed by `shardings` (a tree like the parameters').
 
     Each device's part is read by itself, one layer's tensor at a time. Raises ConversionError, which lists all
     tensors that are missing, unknown, doubly set, or of another shape than `config` says.
     """
     stored = _inventory(pathlib.Path(folder))
-    places = llama.places(config)
-    _check(stored, places, folder=folder)
-    if config.tied_embeddings and "lm_head.weight" in stored:
-        _check_tie(stored, folder=folder)
-    sources: dict[llama.Path, list[tuple[_Stored, Place]]] = {}
-    for name, place in places.items():
-        sources.setdefault(place.path, []).append((stored[name], place))
+    places = architectures.places(config)
+    _check(stored, places, config=config, folder=folder)
+    sources: dict[Path, list[tuple[_Stored, Place]]] = {}
+    for name, rows in places.items():
+        for place in rows:
+            sources.setdefault(place.path, []).append((stored[name], place))
 
-    def load(path: llama.Path, array: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+    def load(path: Path, array: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
         def part(index: tuple[slice, ...] | None) -> Array:
             return _read(sources[path], index=index or (), shape=array.shape, dtype=dtype)
 
@@ -126,7 +71,7 @@ def load_hf_params(
             return jnp.asarray(part(None))
         return jax.make_array_from_callback(array.shape, sharding, part, dtype=jnp.dtype(dtype))
 
-    def walk(node: Any, placed: Any, path: llama.Path) -> Any:
+    def walk(node: Any, placed: Any, path: Path) -> Any:
         if not isinstance(node, dict):
             return load(path, node, placed)
         return {
@@ -225,32 +170,40 @@ def _tensors(file: pathlib.Path) -> Iterator[_Stored]:
         raise ConversionError(f"{file}: truncated or no safetensors file ({error}); fetch it again") from error
 
 
-def _check(stored: dict[str, _Stored], places: dict[str, Place], *, folder: str | os.PathLike[str]) -> None:
+def _check(
+    stored: dict[str, _Stored],
+    places: dict[str, tuple[Place, ...]],
+    *,
+    config: ModelConfig,
+    folder: str | os.PathLike[str],
+) -> None:
+    family = architectures.family_of(config)
+    tied_head = family.tensor_of("unembed") if config.tied_embeddings else None
     wrong = [f"missing: {name}" for name in places if name not in stored]
     for name, tensor in stored.items():
-        place = places.get(name)
-        if place is None:
-            tied_head = name == "lm_head.weight"
-            if not name.endswith(llama.BUFFERS) and not tied_head:
+        if name not in places:
+            if not name.endswith(family.buffers) and name != tied_head:
                 wrong.append(f"unknown: {name} {list(tensor.shape)}")
-        elif tensor.shape != place.stored_shape:
-            wrong.append(f"shape {list(tensor.shape)} where the config says {list(place.stored_shape)}: {name}")
+        elif tensor.shape != (shape := stored_shape(places[name])):
+            wrong.append(f"shape {list(tensor.shape)} where the config says {list(shape)}: {name}")
         elif tensor.dtype not in DTYPES:
             wrong.append(f"dtype {tensor.dtype}, not one of {', '.join(DTYPES)}: {name}")
     if wrong:
         raise ConversionError(_lines(folder, wrong))
+    if tied_head in stored:
+        _check_tie(stored, embed=family.tensor_of("embed"), head=tied_head, folder=folder)
 
 
-def _check_tie(stored: dict[str, _Stored], *, folder: str | os.PathLike[str]) -> None:
+def _check_tie(stored: dict[str, _Stored], *, embed: str, head: str, folder: str | os.PathLike[str]) -> None:
     """A tied model may still store its head, if that is the embedding."""
     tables = []
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+    for name in (embed, head):
         with safe_open(stored[name].file, framework="numpy") as opened:
             tables.append(opened.get_tensor(name))
     if not np.array_equal(*tables):
         raise ConversionError(
-            f"{folder}: tie_word_embeddings is true, yet lm_head.weight is not model.embed_tokens.weight: "
-            "set it to false in config.json, or remove lm_head.weight"
+            f"{folder}: tie_word_embeddings is true, yet {head} is not {embed}: set it to false in config.json, or "
+            f"remove {head}"
         )
 
 
@@ -258,7 +211,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConversionError(f"{path}: no such file; give a Hugging Face folder of a LLaMA") from error
+        raise ConversionError(f"{path}: no such file; give a Hugging Face folder of a model") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConversionError(f"{path}: is not JSON ({error})") from error
     if not isinstance(raw, dict):

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from wizard_jax.convert import llama
+from wizard_jax.convert import architectures
 from wizard_jax.convert.export import Dtype, Tensor, new_folder, write_bytes, write_json, write_shard, write_tokenizer
-from wizard_jax.convert.llama import Array
+from wizard_jax.convert.tensors import Array, ConversionError
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import Params
-from wizard_jax.model.lora import INPUT_AXES, LoRA
+from wizard_jax.model.lora import LoRA, targets_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+Stems = dict[str, str]
 
 
 def export_adapter(
@@ -41,17 +42,17 @@ def export_adapter(
 
     The folder appears under its name when it is complete. Raises ConversionError as `export_hf` does.
     """
+    stems = _stems(model, adapter=adapter)
     with new_folder(out) as folder:
-        write_shard(folder / WEIGHTS, list(_tensors(trained, adapter=adapter)), dtype=dtype)
-        write_json(folder / CONFIG, _config(adapter, base_model=base_model))
+        write_shard(folder / WEIGHTS, list(_tensors(trained, stems, adapter=adapter)), dtype=dtype)
+        write_json(folder / CONFIG, _config(adapter, stems, base_model=base_model))
         write_tokenizer(folder, tokenizer_path, model=model, chat_format=chat_format)
         write_bytes(folder / "README.md", card.encode())
     return pathlib.Path(out)
 
 
-def _config(adapter: LoRA, *, base_model: str) -> dict[str, Any]:
+def _config(adapter: LoRA, stems: Stems, *, base_model: str) -> dict[str, Any]:
     """What `peft.LoraConfig` reads; what it does not find there it sets to its defaults."""
-    modules = {name: stem.rpartition(".")[2] for name, stem in _stems().items()}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -59,7 +60,7 @@ def _config(adapter: LoRA, *, base_model: str) -> dict[str, Any]:
         "r": adapter.rank,
         "lora_alpha": int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha,
         "lora_dropout": 0.0,
-        "target_modules": [modules[name] for name in adapter.targets],
+        "target_modules": [stem.rpartition(".")[2] for stem in stems.values()],
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -68,13 +69,19 @@ def _config(adapter: LoRA, *, base_model: str) -> dict[str, Any]:
     }
 
 
-def _stems() -> dict[str, str]:
-    """Linear layer -> its name in Hugging Face, with {} for the layer's number."""
-    return {path[-1]: name.removesuffix(".weight") for name, (path, _) in llama.TABLE.items() if path[-1] in INPUT_AXES}
+def _stems(model: ModelConfig, *, adapter: LoRA) -> Stems:
+    """Linear layer with an update -> its name in Hugging Face, with {} for the layer's number."""
+    family = architectures.family_of(model)
+    fused = [name for name in targets_of(model, adapter=adapter) if name not in family.linear_layers]
+    if fused:
+        raise ConversionError(
+            f"{family.architecture} stores {', '.join(fused)} as parts of one layer, and peft knows no update of a "
+            "part: leave --format peft out, which writes base and adapter in one"
+        )
+    return {name: family.linear_layers[name] for name in targets_of(model, adapter=adapter)}
 
 
-def _tensors(trained: Params, *, adapter: LoRA) -> Iterator[Tensor]:
-    stems = _stems()
+def _tensors(trained: Params, stems: Stems, *, adapter: LoRA) -> Iterator[Tensor]:
     for name, halves in trained["layers"].items():
         a, b = (np.asarray(halves[half]) for half in ("a", "b"))
         n = a.shape[0]

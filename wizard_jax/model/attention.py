@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -37,11 +37,13 @@ def attend(
     q_segment_ids: jax.Array,
     kv_segment_ids: jax.Array,
     q_offset: jax.Array | int = 0,
+    window: int | None = None,
 ) -> jax.Array:
     """Softmax attention of each query over the keys of its own segment, at or before it: [B, L, H, Dh].
 
     `q_segment_ids` is [B, L] and `kv_segment_ids` [B, S]; 0 marks padding, which sees only padding. Query i
-    stands at index `q_offset + i` of the key axis (0 in training; in decoding its slot, [B] if rows differ).
+    stands at index `q_offset + i` of the key axis (0 in training; in decoding its slot, [B] if rows differ). Of a
+    sliding `window` (arXiv 2310.06825) it sees so many indices, its own the last of them.
     Scores and softmax are float32 whatever the inputs are. This is the reference that every kernel must equal.
     """
     batch, length, heads, head_dim = q_BxLxHxDh.shape
@@ -53,7 +55,9 @@ def attend(
         head_dim**-0.5
     )
     index_LxS = jnp.asarray(q_offset, jnp.int32)[..., None, None] + jnp.arange(length)[:, None]
-    mask_BxLxS = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & (jnp.arange(slots) <= index_LxS)
+    behind_LxS = index_LxS - jnp.arange(slots)
+    seen_LxS = behind_LxS >= 0 if window is None else (behind_LxS >= 0) & (behind_LxS < window)
+    mask_BxLxS = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & seen_LxS
     scores_BxKxGxLxS = jnp.where(mask_BxLxS[:, None, None], scores_BxKxGxLxS, MASKED)
     weights_BxKxGxLxS = jax.nn.softmax(scores_BxKxGxLxS, axis=-1).astype(v_BxSxKxDh.dtype)
     mixed_BxKxGxLxDh = jnp.einsum("bkgls,bksd->bkgld", weights_BxKxGxLxS, v_BxKxSxDh)
@@ -61,20 +65,27 @@ def attend(
 
 
 def _attend_to_itself(
-    q_BxLxHxDh: jax.Array, k_BxLxKxDh: jax.Array, v_BxLxKxDh: jax.Array, *, segment_ids: jax.Array
+    q_BxLxHxDh: jax.Array,
+    k_BxLxKxDh: jax.Array,
+    v_BxLxKxDh: jax.Array,
+    *,
+    segment_ids: jax.Array,
+    window: int | None,
 ) -> jax.Array:
-    """`attend` of whole rows, some queries at a time: the keys behind the last of them are left out."""
+    """`attend` of whole rows, some queries at a time: the keys that none of them sees are left out."""
     length = q_BxLxHxDh.shape[1]
     attended = []
     for start in range(0, length, QUERIES):
         end = min(start + QUERIES, length)
+        first = 0 if window is None else max(0, start + 1 - window)
         part = attend(
             q_BxLxHxDh[:, start:end],
-            k_BxLxKxDh[:, :end],
-            v_BxLxKxDh[:, :end],
+            k_BxLxKxDh[:, first:end],
+            v_BxLxKxDh[:, first:end],
             q_segment_ids=segment_ids[:, start:end],
-            kv_segment_ids=segment_ids[:, :end],
-            q_offset=start,
+            kv_segment_ids=segment_ids[:, first:end],
+            q_offset=start - first,
+            window=window,
         )
         attended.append(part)
     return jnp.concatenate(attended, axis=1)
@@ -111,6 +122,7 @@ def attend_packed(
     *,
     segment_ids: jax.Array,
     implementation: str,
+    window: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """`attend` of rows to themselves, by one of the implementations of `ModelConfig.attention`: [B, L, H, Dh].
@@ -120,13 +132,25 @@ def attend_packed(
     gives at padding is as finite and as meaningless as what the reference gives. 'auto', which `with_attention_for`
     has not decided, is the reference.
     """
+    if window is not None and window >= q_BxLxHxDh.shape[1]:
+        window = None  # it leaves nothing out
     if implementation in ("auto", "reference"):
-        return named(_attend_to_itself(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, segment_ids=segment_ids), ATTENDED)
+        attended = _attend_to_itself(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, segment_ids=segment_ids, window=window)
+        return named(attended, ATTENDED)
+    kernel: Callable[..., jax.Array]
     if implementation == "splash":
-        from wizard_jax.model.splash import attend_splash as attend_on_device
+        from wizard_jax.model.splash import attend_splash
+
+        kernel = functools.partial(attend_splash, window=window, interpret=interpret)
     else:
-        from wizard_jax.model.triton import attend_triton as attend_on_device
-    kernel = functools.partial(attend_on_device, interpret=interpret)
+        from wizard_jax.model.triton import attend_triton
+
+        if window is not None:
+            raise AttentionError(
+                f"the kernel of GPUs knows no sliding window, and sliding_window = {window} is shorter than rows of "
+                f"{q_BxLxHxDh.shape[1]}: set model.attention to 'reference', or data.seq_len to {window} or less"
+            )
+        kernel = functools.partial(attend_triton, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
         return kernel(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, segment_ids=segment_ids)

@@ -1,7 +1,7 @@
-"""LLaMA (arXiv 2302.13971; grouped-query attention as in arXiv 2307.09288).
+"""LLaMA (arXiv 2302.13971; grouped-query attention as in arXiv 2307.09288), and its relatives, as `ModelConfig` says.
 
-Shapes stand in names: B batch, L length, S cache slots, N layers, D model, H heads, K key-value heads, Dh head,
-F feed-forward, V vocabulary.
+Shapes stand in names: B batch, L length, S cache slots, N layers, D model, E embedding (D but where it is projected),
+H heads, K key-value heads, Dh head, F feed-forward, V vocabulary, P learned positions.
 
 Flax NNX declares every array once: shape, dtype, logical axes and initialiser. The modules are split once, into
 a static graph and a plain nested dict of arrays, and all that follows are functions of that dict.
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import zlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,16 +20,25 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wizard_jax.model.attention import attend, attend_packed
-from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.config import LINEAR_LAYERS, ModelConfig
 from wizard_jax.model.remat import MLP_INPUT, QKV, RESIDUAL, checkpointed, named
+from wizard_jax.model.rope import Rotation, rotary_angles, rotate
 from wizard_jax.model.sharding import constrain
 from wizard_jax.model.weights import project
 
 Params = dict[str, Any]
 Cache = tuple[dict[str, jax.Array], ...]
-Rotation = tuple[jax.Array, jax.Array]
 
 RESIDUAL_AXES = ("batch", None, None)
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
+    {
+        "relu": jax.nn.relu,
+        "gelu": functools.partial(jax.nn.gelu, approximate=False),
+        "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    }
+)
+"""`ModelConfig.mlp` -> what lies between `up` and `down` where there is no gate."""
 
 
 class Declare:
@@ -45,44 +56,84 @@ class Declare:
     def ones(self, **axes: int) -> nnx.Param[jax.Array]:
         return nnx.Param(jnp.ones(tuple(axes.values()), jnp.float32), logical_axes=tuple(axes))
 
+    def zeros(self, **axes: int) -> nnx.Param[jax.Array]:
+        return nnx.Param(jnp.zeros(tuple(axes.values()), jnp.float32), logical_axes=tuple(axes))
+
+    def norm(self, module: nnx.Module, name: str, *, kind: str, **axes: int) -> None:
+        """Of `ModelConfig.norm`: a scale under `name`, and for LayerNorm a bias beside it."""
+        if kind != "layer_plain":
+            setattr(module, name, self.ones(**axes))
+        if kind == "layer":
+            setattr(module, f"{name}_bias", self.zeros(**axes))
+
 
 class Layer(nnx.Module):
-    """One pre-norm block. Declared for all N layers at once; computed with the arrays of one (a scan's slice)."""
+    """One block. Declared for all N layers at once; computed with the arrays of one (a scan's slice)."""
 
     def __init__(self, declare: Declare, *, config: ModelConfig) -> None:
         n, d, f, dh = config.n_layers, config.d_model, config.d_ff, config.head_dim
         h, k = config.n_heads, config.n_kv_heads
         self.config = config
-        self.attention_norm = declare.ones(layers=n, embed=d)
+        declare.norm(self, "attention_norm", kind=config.norm, layers=n, embed=d)
         self.q = declare.normal("layers/q", layers=n, embed=d, heads=h, head_dim=dh)
         self.k = declare.normal("layers/k", layers=n, embed=d, kv_heads=k, head_dim=dh)
         self.v = declare.normal("layers/v", layers=n, embed=d, kv_heads=k, head_dim=dh)
         self.o = declare.normal("layers/o", layers=n, heads=h, head_dim=dh, embed=d)
-        self.mlp_norm = declare.ones(layers=n, embed=d)
-        self.gate = declare.normal("layers/gate", layers=n, embed=d, mlp=f)
+        if config.qk_norm:
+            self.q_norm = declare.ones(layers=n, head_norm=dh)
+            self.k_norm = declare.ones(layers=n, head_norm=dh)
+        declare.norm(self, "mlp_norm", kind=config.norm, layers=n, embed=d)
+        if config.mlp == "swiglu":
+            self.gate = declare.normal("layers/gate", layers=n, embed=d, mlp=f)
         self.up = declare.normal("layers/up", layers=n, embed=d, mlp=f)
         self.down = declare.normal("layers/down", layers=n, mlp=f, embed=d)
+        sizes = {"embed": d, "heads": h, "kv_heads": k, "head_dim": dh, "mlp": f}
+        for name in config.biases:
+            axes = {axis: sizes[axis] for axis in LINEAR_LAYERS[name]}
+            setattr(self, f"{name}_bias", declare.zeros(layers=n, **axes))
 
-    def heads(self, x_BxLxD: jax.Array, *, rotation: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def heads(self, x_BxLxD: jax.Array, *, rotation: Rotation | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, L, H, Dh], keys and values [B, L, K, Dh]; queries and keys rotated to their positions."""
-        x_BxLxD = rms_norm(x_BxLxD, self.attention_norm[...], eps=self.config.norm_eps)
-        q_BxLxHxDh = self._project("bld,dhk->blhk", x_BxLxD, self.q)
-        k_BxLxKxDh = self._project("bld,dhk->blhk", x_BxLxD, self.k)
-        v_BxLxKxDh = self._project("bld,dhk->blhk", x_BxLxD, self.v)
+        if self.config.norm_place == "before":
+            x_BxLxD = self._norm(x_BxLxD, "attention_norm")
+        q_BxLxHxDh = self._project("bld,dhk->blhk", x_BxLxD, "q")
+        k_BxLxKxDh = self._project("bld,dhk->blhk", x_BxLxD, "k")
+        v_BxLxKxDh = self._project("bld,dhk->blhk", x_BxLxD, "v")
+        if self.config.qk_norm:
+            q_BxLxHxDh = rms_norm(q_BxLxHxDh, self.q_norm[...], eps=self.config.norm_eps)
+            k_BxLxKxDh = rms_norm(k_BxLxKxDh, self.k_norm[...], eps=self.config.norm_eps)
+        if rotation is None:
+            return q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh
         return rotate(q_BxLxHxDh, rotation), rotate(k_BxLxKxDh, rotation), v_BxLxKxDh
 
-    def output(self, attended_BxLxHxDh: jax.Array) -> jax.Array:
-        return self._project("blhk,hkd->bld", attended_BxLxHxDh, self.o)
+    def add_attention(self, x_BxLxD: jax.Array, attended_BxLxHxDh: jax.Array) -> jax.Array:
+        """The residual stream with what attention gave."""
+        x_BxLxD = x_BxLxD + self._project("blhk,hkd->bld", attended_BxLxHxDh, "o")
+        return x_BxLxD if self.config.norm_place == "before" else self._norm(x_BxLxD, "attention_norm")
 
-    def mlp(self, x_BxLxD: jax.Array) -> jax.Array:
-        """SwiGLU (arXiv 2002.05202)."""
-        x_BxLxD = rms_norm(x_BxLxD, self.mlp_norm[...], eps=self.config.norm_eps)
-        gate_BxLxF = self._project("bld,df->blf", x_BxLxD, self.gate)
-        up_BxLxF = self._project("bld,df->blf", x_BxLxD, self.up)
-        return self._project("blf,fd->bld", jax.nn.silu(gate_BxLxF) * up_BxLxF, self.down)
+    def add_mlp(self, x_BxLxD: jax.Array) -> jax.Array:
+        """The residual stream with the feed-forward layer; swiglu: arXiv 2002.05202."""
+        if self.config.norm_place == "after":
+            return self._norm(x_BxLxD + self._mlp(x_BxLxD), "mlp_norm")
+        return x_BxLxD + self._mlp(self._norm(x_BxLxD, "mlp_norm"))
 
-    def _project(self, equation: str, x: jax.Array, weight: nnx.Param[Any]) -> jax.Array:
-        return project(equation, x, weight.get_value(), dtype=self.config.compute_dtype)
+    def _mlp(self, x_BxLxD: jax.Array) -> jax.Array:
+        if self.config.mlp == "swiglu":
+            gate_BxLxF = self._project("bld,df->blf", x_BxLxD, "gate")
+            up_BxLxF = self._project("bld,df->blf", x_BxLxD, "up")
+            return self._project("blf,fd->bld", jax.nn.silu(gate_BxLxF) * up_BxLxF, "down")
+        up_BxLxF = self._project("bld,df->blf", x_BxLxD, "up")
+        return self._project("blf,fd->bld", ACTIVATIONS[self.config.mlp](up_BxLxF), "down")
+
+    def _norm(self, x_BxLxD: jax.Array, name: str) -> jax.Array:
+        return normalised(x_BxLxD, vars(self), name, config=self.config)
+
+    def _project(self, equation: str, x: jax.Array, name: str) -> jax.Array:
+        given = project(equation, x, getattr(self, name).get_value(), dtype=self.config.compute_dtype)
+        if name not in self.config.biases:
+            return given
+        bias: jax.Array = getattr(self, f"{name}_bias")[...]
+        return given + bias.astype(self.config.compute_dtype)
 
 
 class Decoder(nnx.Module):
@@ -90,11 +141,20 @@ class Decoder(nnx.Module):
 
     def __init__(self, key: jax.Array, *, config: ModelConfig) -> None:
         declare = Declare(key, config=config)
-        self.embed = declare.normal("embed", vocab=config.vocab_size, embed=config.d_model)
+        d, e = config.d_model, config.d_embed
+        width = {"embed": d} if e is None else {"d_embed": e}
+        self.embed = declare.normal("embed", vocab=config.vocab_size, **width)
+        if e is not None:
+            self.project_in = declare.normal("project_in", d_embed=e, embed=d)
+            self.project_out = declare.normal("project_out", embed=d, d_embed=e)
+        if config.positions == "learned":
+            rows = config.max_positions + config.position_offset
+            self.positions = declare.normal("positions", positions=rows, embed=d)
         self.layers = Layer(declare, config=config)
-        self.final_norm = declare.ones(embed=config.d_model)
+        if config.norm_place == "before":
+            declare.norm(self, "final_norm", kind=config.norm, embed=d)
         if not config.tied_embeddings:
-            self.unembed = declare.normal("unembed", embed=config.d_model, vocab=config.vocab_size)
+            self.unembed = declare.normal("unembed", **width, vocab=config.vocab_size)
 
 
 @functools.lru_cache(maxsize=16)
@@ -138,25 +198,46 @@ def rms_norm(x_BxLxD: jax.Array, weight_D: jax.Array, *, eps: float) -> jax.Arra
     return (x32_BxLxD * inverse_BxLx1 * weight_D).astype(x_BxLxD.dtype)
 
 
-def rotary_angles(positions_BxL: jax.Array, *, config: ModelConfig) -> Rotation:
-    """Cosine and sine of RoPE's angles (arXiv 2104.09864), float32 [B, L, 1, Dh / 2] each."""
-    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
-    angles = positions_BxL.astype(jnp.float32)[..., None, None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+def layer_norm(x_BxLxD: jax.Array, *, eps: float) -> jax.Array:
+    """LayerNorm (arXiv 1607.06450) without scale and bias, float32."""
+    x32_BxLxD = x_BxLxD.astype(jnp.float32)
+    centred_BxLxD = x32_BxLxD - jnp.mean(x32_BxLxD, axis=-1, keepdims=True)
+    return centred_BxLxD * jax.lax.rsqrt(jnp.mean(jnp.square(centred_BxLxD), axis=-1, keepdims=True) + eps)
 
 
-def rotate(x_BxLxHxDh: jax.Array, rotation: Rotation) -> jax.Array:
-    """Turn dimension i with i + Dh / 2, the pairs of Hugging Face checkpoints (Meta's own pair 2i with 2i + 1)."""
-    cos, sin = rotation
-    first, second = jnp.split(x_BxLxHxDh.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BxLxHxDh.dtype)
+def normalised(x_BxLxD: jax.Array, arrays: Mapping[str, Any], name: str, *, config: ModelConfig) -> jax.Array:
+    """The norm of `config.norm` with the scale `name` and the bias beside it, in the dtype of its input."""
+    if config.norm == "rms":
+        return rms_norm(x_BxLxD, arrays[name][...], eps=config.norm_eps)
+    plain_BxLxD = layer_norm(x_BxLxD, eps=config.norm_eps)
+    if config.norm == "layer":
+        plain_BxLxD = plain_BxLxD * arrays[name][...] + arrays[f"{name}_bias"][...]
+    return plain_BxLxD.astype(x_BxLxD.dtype)
 
 
-def _embed(params: Params, tokens_BxL: jax.Array, *, config: ModelConfig) -> jax.Array:
+def _embed(params: Params, tokens_BxL: jax.Array, positions_BxL: jax.Array, *, config: ModelConfig) -> jax.Array:
     with jax.named_scope("embed"):
-        return constrain(params["embed"][tokens_BxL].astype(config.compute_dtype), RESIDUAL_AXES)
+        x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
+        if config.d_embed is not None:
+            x_BxLxD = project("ble,ed->bld", x_BxLxD, params["project_in"], dtype=config.compute_dtype)
+        if config.positions == "learned":
+            x_BxLxD += params["positions"][positions_BxL + config.position_offset].astype(config.compute_dtype)
+        return constrain(x_BxLxD, RESIDUAL_AXES)
+
+
+def _rotation(positions_BxL: jax.Array, *, config: ModelConfig) -> Rotation | None:
+    if config.positions == "learned":
+        return None
+    return rotary_angles(positions_BxL, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
+
+
+def _final(x_BxLxD: jax.Array, params: Params, *, config: ModelConfig) -> jax.Array:
+    """What is unembedded: [B, L, E]."""
+    if config.norm_place == "before":
+        x_BxLxD = normalised(x_BxLxD, params, "final_norm", config=config)
+    if config.d_embed is None:
+        return x_BxLxD
+    return project("bld,de->ble", x_BxLxD, params["project_out"], dtype=config.compute_dtype)
 
 
 def hidden_states(
@@ -167,41 +248,48 @@ def hidden_states(
     segment_ids: jax.Array,
     config: ModelConfig,
 ) -> jax.Array:
-    """The residual stream after the final norm: [B, L, D] in the compute dtype.
+    """The residual stream after the final norm: [B, L, E] in the compute dtype.
 
     All three columns are int32 [B, L]. A token sees its own segment up to itself; segment 0 is padding, whose
     rows are finite and mean nothing.
     """
     graph = _declared(config)[0]
-    rotation = rotary_angles(positions, config=config)
+    rotation = _rotation(positions, config=config)
 
     def step(x_BxLxD: jax.Array, arrays: Params) -> tuple[jax.Array, None]:
         layer = nnx.merge(graph, arrays)
         x_BxLxD = named(x_BxLxD, RESIDUAL)
         with jax.named_scope("attention"):
             q, k, v = named(layer.heads(x_BxLxD, rotation=rotation), QKV)
-            attended = attend_packed(q, k, v, segment_ids=segment_ids, implementation=config.attention)
-            x_BxLxD = constrain(x_BxLxD + layer.output(attended), RESIDUAL_AXES)
+            attended = attend_packed(
+                q,
+                k,
+                v,
+                segment_ids=segment_ids,
+                window=config.sliding_window,
+                implementation=config.attention,
+            )
+            x_BxLxD = constrain(layer.add_attention(x_BxLxD, attended), RESIDUAL_AXES)
             x_BxLxD = named(x_BxLxD, MLP_INPUT)
         with jax.named_scope("mlp"):
-            return constrain(x_BxLxD + layer.mlp(x_BxLxD), RESIDUAL_AXES), None
+            return constrain(layer.add_mlp(x_BxLxD), RESIDUAL_AXES), None
 
-    x_BxLxD = _embed(params, tokens, config=config)
+    x_BxLxD = _embed(params, tokens, positions, config=config)
     x_BxLxD, _ = jax.lax.scan(checkpointed(step, config=config), x_BxLxD, params["layers"], unroll=config.scan_unroll)
-    return rms_norm(x_BxLxD, params["final_norm"], eps=config.norm_eps)
+    return _final(x_BxLxD, params, config=config)
 
 
 def unembedding(params: Params, config: ModelConfig) -> jax.Array:
-    """The [D, V] float32 matrix that turns hidden states into logits."""
-    matrix_DxV: jax.Array = params["embed"].T if config.tied_embeddings else params["unembed"]
-    return matrix_DxV
+    """The [E, V] float32 matrix that turns hidden states into logits."""
+    matrix_ExV: jax.Array = params["embed"].T if config.tied_embeddings else params["unembed"]
+    return matrix_ExV
 
 
 def logits(params: Params, hidden: jax.Array, *, config: ModelConfig) -> jax.Array:
-    """Scores of the next token: [B, L, V] float32, from hidden states [B, L, D]."""
+    """Scores of the next token: [B, L, V] float32, from hidden states [B, L, E]."""
     with jax.named_scope("logits"):
-        matrix_DxV = unembedding(params, config).astype(hidden.dtype)
-        return jnp.einsum("bld,dv->blv", hidden, matrix_DxV, preferred_element_type=jnp.float32)
+        matrix_ExV = unembedding(params, config).astype(hidden.dtype)
+        return jnp.einsum("ble,ev->blv", hidden, matrix_ExV, preferred_element_type=jnp.float32)
 
 
 def init_cache(config: ModelConfig, *, batch: int, length: int) -> Cache:
@@ -246,9 +334,9 @@ def decode(
     So what pads a prompt on the right is never seen: each of its slots is written anew before a token reaches it.
     """
     graph = _declared(config)[0]
-    length = tokens.shape[1]
-    rotation = rotary_angles(start[:, None] + jnp.arange(length), config=config)
-    x_BxLxD = _embed(params, tokens, config=config)
+    positions = start[:, None] + jnp.arange(tokens.shape[1])
+    rotation = _rotation(positions, config=config)
+    x_BxLxD = _embed(params, tokens, positions, config=config)
     updated = []
     for arrays, slots in zip(unstacked(params)["layers"], cache, strict=True):
         layer = nnx.merge(graph, arrays)
@@ -262,12 +350,13 @@ def decode(
                 q_segment_ids=jnp.ones(tokens.shape, jnp.int32),
                 kv_segment_ids=jnp.ones((tokens.shape[0], slots["keys"].shape[2]), jnp.int32),
                 q_offset=start,
+                window=config.sliding_window,
             )
-            x_BxLxD = x_BxLxD + layer.output(attended)
+            x_BxLxD = layer.add_attention(x_BxLxD, attended)
         with jax.named_scope("mlp"):
-            x_BxLxD = x_BxLxD + layer.mlp(x_BxLxD)
+            x_BxLxD = layer.add_mlp(x_BxLxD)
         updated.append(slots)
-    return rms_norm(x_BxLxD, params["final_norm"], eps=config.norm_eps), tuple(updated)
+    return _final(x_BxLxD, params, config=config), tuple(updated)
 
 
 def _write(slots_BxKxSxDh: jax.Array, new_BxLxKxDh: jax.Array, start_B: jax.Array) -> jax.Array:

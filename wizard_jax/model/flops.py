@@ -3,9 +3,11 @@
 A multiplication and an addition are two operations. Counted for each token of a row of L, padding too:
 
     forward, matrices    2 P, where P is the number of parameters in matrix products: all but the embedding (it is
-                         looked up; where it also unembeds, that product counts) and the scales of norms
+                         looked up; where it also unembeds, that product counts), learned positions, biases and
+                         the scales of norms
     forward, attention   4 N H Dh C: scores and their use, over the mean number C = (L + 1) / 2 of positions that a
-                         token sees in a causal row of one conversation
+                         token sees in a causal row of one conversation; with a sliding window of W < L positions
+                         C = W - W (W - 1) / 2 L
     backward             twice the forward: a product is differentiated by both of its factors
 
 With an adapter of R parameters (LoRA's A and B) the P are frozen: they are differentiated by one factor only, and a
@@ -48,18 +50,27 @@ FORMULA = "6 P + 12 N H Dh (L + 1) / 2 a token; P: parameters in matrix products
 ADAPTER_FORMULA = "4 P + 6 R + 12 N H Dh (L + 1) / 2 a token; P: frozen parameters in matrix products, R: adapter's"
 
 
-def formula(adapter: LoRA | None) -> str:
-    return FORMULA if adapter is None else ADAPTER_FORMULA
+def formula(model: ModelConfig, *, seq_len: int, adapter: LoRA | None) -> str:
+    """Of `token_flops`, in words."""
+    words = FORMULA if adapter is None else ADAPTER_FORMULA
+    window = model.sliding_window
+    if window is None or window >= seq_len:
+        return words
+    return words.replace("(L + 1) / 2", "C") + ", C: W - W (W - 1) / 2 L of a window of W"
 
 
 def matrix_params(model: ModelConfig) -> int:
     """P: the parameters that a token is multiplied with."""
-    return model.n_layers * _layer_params(model) + model.d_model * model.vocab_size
+    width = model.d_model if model.d_embed is None else model.d_embed
+    projections = 0 if model.d_embed is None else 2 * model.d_model * model.d_embed
+    return model.n_layers * _layer_params(model) + width * model.vocab_size + projections
 
 
 def token_flops(model: ModelConfig, *, seq_len: int, adapter: LoRA | None = None) -> TokenFlops:
     """What each token of a row of `seq_len` takes in a training step."""
-    attention = 4 * model.n_layers * model.n_heads * model.head_dim * (seq_len + 1) / 2
+    window = min(model.sliding_window or seq_len, seq_len)
+    seen = window - window * (window - 1) / (2 * seq_len)
+    attention = 4 * model.n_layers * model.n_heads * model.head_dim * seen
     again = 2 * model.n_layers * _params_again(model) + attention * (model.remat in ("dots", "full", "offload"))
     matrices = 6 * matrix_params(model)
     if adapter is not None:
@@ -69,7 +80,11 @@ def token_flops(model: ModelConfig, *, seq_len: int, adapter: LoRA | None = None
 
 def _layer_params(model: ModelConfig) -> int:
     attention = 2 * model.d_model * model.head_dim * (model.n_heads + model.n_kv_heads)
-    return attention + 3 * model.d_model * model.d_ff
+    return attention + _mlp_layers(model) * model.d_model * model.d_ff
+
+
+def _mlp_layers(model: ModelConfig) -> int:
+    return sum(name in ("gate", "up", "down") for name in model.linear_layers)
 
 
 def _params_again(model: ModelConfig) -> int:
@@ -81,7 +96,7 @@ def _params_again(model: ModelConfig) -> int:
     """
     qkv = model.d_model * model.head_dim * (model.n_heads + 2 * model.n_kv_heads)
     output = model.d_model * model.head_dim * model.n_heads
-    gate_and_up = 2 * model.d_model * model.d_ff
+    gate_and_up = (_mlp_layers(model) - 1) * model.d_model * model.d_ff
     match model.remat:
         case "none" | "dots":
             return 0

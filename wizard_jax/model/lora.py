@@ -41,7 +41,7 @@ class LoRA:
     rank: int = setting(doc="R, columns of A and rows of B")
     alpha: float = setting(doc="the update is scaled by alpha / rank")
     targets: tuple[str, ...] = setting(
-        tuple(INPUT_AXES), doc="linear layers with an update: q, k, v, o, gate, up, down"
+        (), doc="linear layers with an update: some of q, k, v, o, gate, up, down; (): all that the model has"
     )
     base: Base = setting("bfloat16", doc="what the frozen weights are kept in; nf4 and int8 (QLoRA) need qwix")
     seed: int = setting(0, doc="of A's initial values")
@@ -58,8 +58,8 @@ class LoRA:
                 raise AdapterError(
                     f"adapter.targets: no linear layer is named {name!r}{hint} ({', '.join(INPUT_AXES)})"
                 )
-        if not self.targets or len(set(self.targets)) < len(self.targets):
-            raise AdapterError(f"adapter.targets is {self.targets}: name each layer once, and at least one")
+        if len(set(self.targets)) < len(self.targets):
+            raise AdapterError(f"adapter.targets is {self.targets}: name each layer once")
         if not -(2**63) <= self.seed < 2**63:
             raise AdapterError(f"adapter.seed is {self.seed}: it must fit into 64 bits")
 
@@ -70,6 +70,17 @@ class LoRA:
 
 def needs_qwix(adapter: LoRA) -> bool:
     return adapter.base in ("int8", "nf4")
+
+
+def targets_of(model: ModelConfig, *, adapter: LoRA) -> tuple[str, ...]:
+    """The linear layers with an update, by name. Raises AdapterError: the model has no such layer."""
+    absent = [name for name in adapter.targets if name not in model.linear_layers]
+    if absent:
+        raise AdapterError(
+            f"adapter.targets: the model has no {' and no '.join(absent)} (mlp = {model.mlp!r}): name some of "
+            f"{', '.join(model.linear_layers)}, or leave it out for all"
+        )
+    return tuple(sorted(adapter.targets or model.linear_layers))
 
 
 def trained_axes(model: ModelConfig, *, adapter: LoRA | None) -> Params:
@@ -85,7 +96,7 @@ def trained_axes(model: ModelConfig, *, adapter: LoRA | None) -> Params:
         inputs = INPUT_AXES[name]
         return {"a": (layers, *axes[:inputs], "rank"), "b": (layers, "rank", *axes[inputs:])}
 
-    return {"layers": {name: halves(name) for name in sorted(adapter.targets)}}
+    return {"layers": {name: halves(name) for name in targets_of(model, adapter=adapter)}}
 
 
 def init_adapter(model: ModelConfig, *, adapter: LoRA) -> Params:
@@ -100,7 +111,7 @@ def init_adapter(model: ModelConfig, *, adapter: LoRA) -> Params:
         a = jax.random.uniform(drawn_from, (n, *inputs, adapter.rank), jnp.float32, -bound, bound)
         return {"a": a, "b": jnp.zeros((n, adapter.rank, *outputs), jnp.float32)}
 
-    return {"layers": {name: halves(name) for name in sorted(adapter.targets)}}
+    return {"layers": {name: halves(name) for name in targets_of(model, adapter=adapter)}}
 
 
 def count_adapter(model: ModelConfig, *, adapter: LoRA) -> int:
@@ -112,10 +123,10 @@ def count_adapter(model: ModelConfig, *, adapter: LoRA) -> int:
 def freeze(path: tuple[str, ...], array: jax.Array, *, model: ModelConfig, base: Base) -> jax.Array | Quantised:
     """A float32 array of the model as the base keeps it.
 
-    Norms stay float32; of a quantised base, what is not a linear layer of a block is bfloat16.
+    Norms and biases stay float32; of a quantised base, what is not a linear layer of a block is bfloat16.
     """
     *_, name = path
-    if name.endswith("norm"):
+    if name.endswith(("norm", "bias")):
         return array
     if base in ("float32", "bfloat16"):
         return array.astype(base)

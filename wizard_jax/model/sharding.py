@@ -25,9 +25,12 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "layers": (),
         "vocab": ("tensor",),
         "embed": ("fsdp",),
+        "d_embed": (),
+        "positions": (),
         "heads": ("tensor",),
         "kv_heads": ("tensor",),
         "head_dim": (),
+        "head_norm": (),
         "mlp": ("tensor",),
         "rank": (),
     }

@@ -18,11 +18,13 @@ def attend_splash(
     v_BxLxKxDh: jax.Array,
     *,
     segment_ids: jax.Array,
+    window: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """`attention.attend` of packed rows: [B, L, H, Dh]. `segment_ids` is [B, L], of queries and keys alike.
 
-    Blocks that causality masks whole are not computed, no array of [L, L] exists, and key heads are not repeated.
+    Blocks that causality or the sliding window masks whole are not computed, no array of [L, L] exists, and key heads
+    are not repeated.
     Rows are filled up with padding (segment 0, which comes last and which nothing else sees) to whole blocks; an L
     that is a multiple of 512 needs none. What the backward kernels need of the forward one, its result and its
     log-sum-exp, has a name that remat policies know. `interpret` runs the program on any platform, slowly.
@@ -36,8 +38,14 @@ def attend_splash(
     # The kernel does not scale. float32, so that XLA may round once for this and for what made q.
     scaled_BxLxHxDh = (q_BxLxHxDh.astype(jnp.float32) * head_dim**-0.5).astype(q_BxLxHxDh.dtype)
     segments_BxL = jnp.pad(segment_ids, ((0, 0), (0, padded - length)))
+    square = (padded, padded)
+    mask = (
+        splash_attention_mask.CausalMask(square)
+        if window is None
+        else splash_attention_mask.LocalMask(square, window_size=(window - 1, 0), offset=0)
+    )
     kernel = splash_attention_kernel.make_splash_mha(
-        splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((padded, padded))] * heads),
+        splash_attention_mask.MultiHeadMask([mask] * heads),
         block_sizes=_block_sizes(block),
         head_shards=1,
         q_seq_shards=1,

@@ -214,7 +214,7 @@ def compile_plan(prepared: Prepared, *, versions: Versions) -> Outcome:
             step=tokens * flops.total,
             attention=tokens * flops.attention,
             recomputed=tokens * flops.recomputed,
-            formula=formula(config.adapter),
+            formula=formula(config.model, seq_len=config.data.seq_len, adapter=config.adapter),
         ),
         collectives=read_collectives(text, mesh=dict(mesh.shape)),
         kernels=kernels(text),

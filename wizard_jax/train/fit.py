@@ -154,6 +154,7 @@ def _kept_of_a_layer(model: ModelConfig, mesh: Mesh) -> int:
     d, tensor = model.d_model, int(mesh.shape["tensor"])
     heads, f = model.n_heads * model.head_dim // tensor, model.d_ff // tensor
     qkv = heads + 2 * model.n_kv_heads * model.head_dim // tensor
+    widenings = 2 if model.mlp == "swiglu" else 1
     match model.remat:
         case "offload":
             return 0
@@ -166,9 +167,9 @@ def _kept_of_a_layer(model: ModelConfig, mesh: Mesh) -> int:
         case "except_mlp":
             return 2 * d + heads + qkv
         case "dots":
-            return 2 * d + qkv + 2 * f
+            return 2 * d + qkv + widenings * f
         case "none":
-            return 4 * d + heads + qkv + 3 * f
+            return 4 * d + heads + qkv + (widenings + 1) * f
 
 
 def steps_of(config: TrainConfig, *, total_steps: int, mesh: Mesh) -> Steps:

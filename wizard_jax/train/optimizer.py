@@ -33,7 +33,7 @@ class _Common:
     )
     decay_steps: int | None = setting(None, doc="of warmup_stable_decay: the last steps, over which the rate falls")
     final_lr_fraction: float = setting(0.0, doc="share of the peak that the rate falls to")
-    weight_decay: float = setting(0.0, doc="per step and per learning rate; never applied to norms")
+    weight_decay: float = setting(0.0, doc="per step and per learning rate; never applied to norms and biases")
     no_decay: Literal["norms", "norms_and_embeddings"] = setting(
         "norms", doc="what weight decay leaves alone; embeddings are those of both ends"
     )
@@ -202,11 +202,11 @@ def _direction(config: Optimizer, *, axes: Any) -> optax.GradientTransformation:
 
 
 def decayed(params: Any, *, no_decay: Literal["norms", "norms_and_embeddings"] = "norms") -> Any:
-    """The tree of `params` with True where weight decay applies: never on the scales of norms."""
+    """The tree of `params` with True where weight decay applies: never on norms and biases."""
     embeddings = ("embed", "unembed") if no_decay == "norms_and_embeddings" else ()
 
     def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
         name = str(path[-1].key)
-        return not name.endswith("norm") and name not in embeddings
+        return not name.endswith(("norm", "bias")) and name not in embeddings
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)

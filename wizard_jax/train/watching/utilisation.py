@@ -55,7 +55,7 @@ def utilisation_of(
         return None
     return Utilisation(
         flops_per_token=token_flops(model, seq_len=seq_len, adapter=adapter).total,
-        flops_formula=formula(adapter),
+        flops_formula=formula(model, seq_len=seq_len, adapter=adapter),
         devices=mesh.size,
         peak_flops_per_device=peak,
         peak_from=peak_from,

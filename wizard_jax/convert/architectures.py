@@ -1,0 +1,77 @@
+"""The families of models that come in and go out: one file each, with a config reader, its inverse and a table."""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from configs.schema import fields_of
+from wizard_jax.convert.families.family import Family
+from wizard_jax.convert.families.gpt_bigcode import GPT_BIGCODE
+from wizard_jax.convert.families.llama import LLAMA
+from wizard_jax.convert.families.mistral import MISTRAL
+from wizard_jax.convert.families.opt import OPT
+from wizard_jax.convert.families.qwen2 import QWEN2
+from wizard_jax.convert.families.qwen3 import QWEN3
+from wizard_jax.convert.raw_config import RawConfig
+from wizard_jax.convert.tensors import ConversionError, Place, placed
+from wizard_jax.model.config import ModelConfig, ModelConfigError
+from wizard_jax.model.decoder import abstract_params
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, OPT, GPT_BIGCODE)}
+)
+
+
+def read_config(raw: RawConfig) -> ModelConfig:
+    """The model of a `config.json`. Raises ConversionError: an architecture or a setting that is not known here."""
+    architectures = raw.values.get("architectures")
+    known = {family.architecture: family for family in FAMILIES.values()}
+    name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else None
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        hint = f"; the nearest is {near[0]}" if near else ""
+        raise ConversionError(
+            f"{raw.path}: architectures is {architectures!r}; these can be imported: {', '.join(known)}{hint}"
+        )
+    raw.only(quantization_config=(None,))
+    try:
+        return known[name].read(raw)
+    except ModelConfigError as error:
+        raise ConversionError(f"{raw.path}: {error}") from error
+
+
+def write_config(model: ModelConfig) -> dict[str, Any]:
+    """The `config.json` of a model, without what its tokenizer decides.
+
+    Raises ConversionError: its family computes something else, or does not exist.
+    """
+    family = family_of(model)
+    written = {"architectures": [family.architecture], "model_type": family.name, **family.write(model)}
+    read = family.read(RawConfig(written, path=pathlib.Path("config.json")))
+    differ = [
+        f"{name} = {getattr(model, name)!r} where it has {getattr(read, name)!r}"
+        for name, field in fields_of(ModelConfig).items()
+        if field.role == "identity" and getattr(read, name) != getattr(model, name)
+    ]
+    if differ:
+        raise ConversionError(
+            f"no {family.architecture} of Hugging Face computes what this model does: {'; '.join(differ)}; set "
+            "model.family to another of " + ", ".join(FAMILIES)
+        )
+    return written
+
+
+def family_of(model: ModelConfig) -> Family:
+    """Raises ConversionError: there is no such family."""
+    if model.family not in FAMILIES:
+        raise ConversionError(f"model.family = {model.family!r}: it may be {', '.join(FAMILIES)}")
+    return FAMILIES[model.family]
+
+
+def places(model: ModelConfig) -> dict[str, tuple[Place, ...]]:
+    """Every tensor of a model as Hugging Face stores it, and where its rows live in our tree."""
+    return placed(family_of(model).table, abstract_params(model), layers=model.n_layers)
