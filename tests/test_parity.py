@@ -184,7 +184,6 @@ def test_transformers_generates_the_same_text_from_the_exported_folder(ours: Any
         config=config,
         sampling=Sampling(max_new_tokens=24),
         eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
         batch_size=20,
     )
     chats = [[{"role": "user", "content": question}] for question in questions]

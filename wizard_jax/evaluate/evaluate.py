@@ -22,6 +22,7 @@ from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.statistics import wilson
 from wizard_jax.evaluate.tasks import simulated_world
 from wizard_jax.generate import sampler
+from wizard_jax.generate.weights import prepared
 from wizard_jax.progress import Progress
 from wizard_jax.runs import OpenedModel, open_model
 
@@ -92,6 +93,7 @@ def _answer_all(
     asked = {sample.id: {**asdict(sample), "step": model.step} for sample in samples}
     rows = _keep_rows(file, asked)
     missing = [sample for sample in samples if sample.id not in rows]
+    params = prepared(model.params, config=model.config)
     with file.open("a", encoding="utf-8") as stream:
         for start in range(0, len(missing), config.batch_size):
             stop.raise_if_set()
@@ -101,12 +103,11 @@ def _answer_all(
                 for sample in chunk
             ]
             answers = sampler.generate(
-                model.params,
+                params,
                 prompts,
                 config=model.config,
                 sampling=sampler.Sampling(max_new_tokens=config.max_new_tokens),
                 eos_id=end_id(chat_format, model.tokenizer),
-                pad_id=model.tokenizer.pad_id,
                 batch_size=config.batch_size,
             )
             for sample, tokens in zip(chunk, answers, strict=True):
