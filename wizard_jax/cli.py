@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from wizard_jax.convert_verbs import add_convert_verbs
 from wizard_jax.data_verbs import Verb, add_data_verbs
 from wizard_jax.progress import say
 from wizard_jax.train_verbs import add_train_verbs
@@ -125,23 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add_stage("pack", _pack, "plan and write packed rows for a training config, ahead of wizard train")
     add_train_verbs(add, local=_local)
     add_stage("train", _train, "fine-tune a model on a data set")
-    imported = add("import", _import, "read a Hugging Face LLaMA folder (safetensors) into a folder to train from")
-    imported.add_argument("source", type=Path)
-    imported.add_argument("--chat-format", default="", help="the format it was trained with, if known")
-    imported.add_argument("--out", type=_local, required=True)
-    export = add("export", _export, "write a run as a Hugging Face folder")
-    export.add_argument("run", type=Path)
-    export.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
-    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
-    export.add_argument("--chat-format", help="for an imported model, whose folder may name none")
-    export.add_argument(
-        "--format",
-        choices=("merged", "peft"),
-        default="merged",
-        help="of a run with an adapter: base and adapter in one, or the adapter alone as peft loads it",
-    )
-    export.add_argument("--base-model", default="", help="peft: name of the base (default: where it was imported from)")
-    export.add_argument("--out", type=_local, help="the folder to write (default: RUN/hf, or RUN/peft)")
+    add_convert_verbs(add, local=_local)
     add_stage("eval", _eval, "ask a model held-out tasks and score its answers")
     report = add("report", _report, "write one page that compares evaluations")
     report.add_argument("evaluations", type=Path, nargs="+", metavar="EVAL")
@@ -245,35 +230,6 @@ def _train(arguments: argparse.Namespace) -> None:
     steps, tokens = summary["steps"], summary["trained_tokens"]
     if hosts.is_first:
         say(f"{steps:,} steps on {tokens:,.0f} trained tokens; the run is in {arguments.out}")
-
-
-def _import(arguments: argparse.Namespace) -> None:
-    from wizard_jax.doctor import check_platforms
-    from wizard_jax.transfer import import_model
-
-    check_platforms()
-    config = import_model(arguments.source, arguments.out, chat_format=arguments.chat_format)
-    say(f"a model of {config.n_layers} layers in {arguments.out}; train from it with init=@FromCheckpoint")
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from configs.errors import UserError
-    from wizard_jax.doctor import check_platforms
-    from wizard_jax.transfer import export_model, export_peft
-
-    check_platforms()
-    run, chat_format = arguments.run, arguments.chat_format or ""
-    told = {"step": arguments.step, "dtype": arguments.dtype, "chat_format": chat_format}
-    if arguments.format == "peft":
-        out = arguments.out or run / "peft"
-        export_peft(run, out, base_model=arguments.base_model, **told)
-        say(f"an adapter for peft in {out}")
-        return
-    if arguments.base_model:
-        raise UserError("--base-model is written into an adapter's folder: it goes with --format peft")
-    out = arguments.out or run / "hf"
-    export_model(run, out, **told)
-    say(f"a Hugging Face folder in {out}")
 
 
 def _eval(arguments: argparse.Namespace) -> None:
