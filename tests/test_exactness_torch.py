@@ -9,7 +9,6 @@ tensor (clipping adds 1e-6 to the norm there), and weights after ten steps withi
 from __future__ import annotations
 
 import copy
-import math
 import pathlib
 import warnings
 from typing import Any, NamedTuple
@@ -18,16 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact_steps import LENGTH, MODEL, OPTIMIZER, STEPS, Run, Setup, batch_of, conversations, run
+from exact_steps import LENGTH, MODEL, OPTIMIZER, STEPS, Setup, batch_of, conversations, run
 from hf_tensors import hf_tensors
+from torch_steps import torch, torch_run
 
 from wizard_jax.convert.importing import load_hf_params, read_model_config
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import MeshConfig
-from wizard_jax.train.optimizer import AdamW
 
-torch = pytest.importorskip("torch", reason="PyTorch is installed beside the lock file, by `make`")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of importing, not of what is tested
     import transformers
@@ -76,61 +74,6 @@ def _case(theirs: Any, folder: pathlib.Path) -> Case:
     return Case(theirs, model, jax.device_get(load_hf_params(folder, model)))
 
 
-class Rows(NamedTuple):
-    """One conversation a row, as torch tensors [B, L]."""
-
-    tokens: Any
-    targets: Any
-    weights: Any
-
-
-def rows_of(step: int) -> Rows:
-    """Straight from the conversations. Padding is on the right, where nothing before it can see it."""
-    made = conversations(step)
-    longest = max(len(tokens) for tokens, _ in made)
-    tokens_BxL, trained_BxL = np.zeros((2, len(made), longest), np.int64)
-    for row, (tokens, trained) in enumerate(made):
-        tokens_BxL[row, : len(tokens)] = tokens
-        trained_BxL[row, : len(tokens)] = trained
-    return Rows(*map(torch.tensor, (tokens_BxL[:, :-1], tokens_BxL[:, 1:], trained_BxL[:, 1:].astype(np.float32))))
-
-
-def torch_run(model: Any, config: AdamW) -> Run:
-    """Written as a person would in PyTorch; the model is trained in place."""
-    norms = [weight for name, weight in model.named_parameters() if "norm" in name]
-    others = [weight for name, weight in model.named_parameters() if "norm" not in name]
-    optimizer = torch.optim.AdamW(
-        [{"params": others, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": 0.0}],
-        lr=config.peak_lr,
-        betas=(config.b1, config.b2),
-        eps=config.eps,
-    )
-
-    def share(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        done = (step + 1 - config.warmup_steps) / (STEPS - config.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * done))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-    losses, grad_norms, gradients = [], [], {}
-    for step in range(STEPS):
-        rows = rows_of(step)
-        logits = model(rows.tokens).logits
-        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), rows.targets, reduction="none")
-        loss = (each * rows.weights).sum() / rows.weights.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        grad_norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)))
-        if step == 0:
-            gradients = {name: weight.grad.numpy().copy() for name, weight in model.named_parameters()}
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-    weights = {name: weight.detach().numpy() for name, weight in model.named_parameters()}
-    return Run(losses=losses, grad_norms=grad_norms, gradients=gradients, weights=weights)
-
-
 def test_packed_logits_are_those_of_every_conversation_by_itself(case: Case) -> None:
     @jax.jit
     def logits(params: decoder.Params, columns: dict[str, jax.Array]) -> jax.Array:
@@ -154,7 +97,7 @@ def test_ten_sharded_steps_on_packed_rows_are_those_of_pytorch(case: Case) -> No
     start = hf_tensors(case.params, case.model)
     change: dict[str, Any] = {**SHARDED, "model": case.model, "optimizer": OPTIMIZER}
     found = run(Setup(**change), weights=case.params)
-    expected = torch_run(copy.deepcopy(case.theirs), OPTIMIZER)
+    expected = torch_run(copy.deepcopy(case.theirs), OPTIMIZER, steps=STEPS)
 
     assert OPTIMIZER.clip_norm is not None
     assert expected.grad_norms[0] > OPTIMIZER.clip_norm, "the gradients that are compared have been clipped"
