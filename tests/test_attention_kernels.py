@@ -77,6 +77,26 @@ def test_a_kernel_gives_the_result_and_the_gradients_of_the_reference(
     assert_close(found, outcome(reference(segments), *exact), tolerance=tolerance)
 
 
+def test_the_kernel_of_tpus_leaves_out_what_is_behind_the_window() -> None:
+    segments = packed_rows(length=640)
+    given = arrays(length=640, dtype=jnp.float32)
+    found = outcome(functools.partial(interpreted("splash", segments), window=150), *given)
+    expected = outcome(functools.partial(reference(segments), window=150), *given)
+    assert_close(found, expected, tolerance=2e-6)
+    assert not np.allclose(found[0], outcome(reference(segments), *given)[0], atol=1e-2)
+    in_parts = functools.partial(attend_packed, segment_ids=segments, implementation="reference", window=150)
+    assert_close(outcome(in_parts, *given), expected, tolerance=2e-6)
+
+
+def test_the_kernel_of_gpus_refuses_a_window_that_leaves_something_out() -> None:
+    segments = packed_rows(length=256)
+    q, k, v, _ = arrays(length=256, dtype=jnp.float32)
+    with pytest.raises(AttentionError, match=r"set model.attention to 'reference', or data.seq_len to 255 or less"):
+        interpreted("triton", segments)(q, k, v, window=255)
+    whole = interpreted("triton", segments)(q, k, v)
+    np.testing.assert_array_equal(interpreted("triton", segments)(q, k, v, window=256), whole)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_lengths_that_are_no_multiple_of_a_block_are_filled_up(kernel: str) -> None:
     segments = packed_rows(length=200, batch=3)

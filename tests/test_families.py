@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -24,10 +25,12 @@ from torch_steps import torch, torch_run
 from wizard_jax.convert.architectures import FAMILIES as KNOWN
 from wizard_jax.convert.export import export_hf
 from wizard_jax.convert.importing import load_hf_params, read_model_config
+from wizard_jax.convert.peft import export_adapter
 from wizard_jax.convert.tensors import ConversionError
 from wizard_jax.generate.sampler import Sampling, generate
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
+from wizard_jax.model.lora import LoRA, each_array, init_adapter, merge, with_adapter
 from wizard_jax.model.sharding import MeshConfig
 
 STEPS = 3
@@ -71,22 +74,22 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return path
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def logits_of(params: decoder.Params, tokens_BxL: Any, *, model: ModelConfig) -> jax.Array:
+    columns = {
+        "tokens": jnp.asarray(tokens_BxL),
+        "positions": jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape),
+        "segment_ids": jnp.ones(tokens_BxL.shape, jnp.int32),
+    }
+    return decoder.logits(params, decoder.hidden_states(params, **columns, config=model), config=model)
+
+
 def check_logits(case: Case) -> None:
     tokens = np.random.default_rng(0).integers(3, VOCABULARY, (2, LONGEST)).astype(np.int32)
-
-    @jax.jit
-    def logits(params: decoder.Params) -> jax.Array:
-        columns = {
-            "tokens": jnp.asarray(tokens),
-            "positions": jnp.broadcast_to(jnp.arange(LONGEST), tokens.shape),
-            "segment_ids": jnp.ones(tokens.shape, jnp.int32),
-        }
-        return decoder.logits(params, decoder.hidden_states(params, **columns, config=case.model), config=case.model)
-
     with torch.no_grad():
         expected = case.theirs(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     assert np.abs(expected).max() > 1  # else closeness would mean nothing
-    np.testing.assert_allclose(logits(case.params), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits_of(case.params, tokens, model=case.model), expected, atol=1e-4, rtol=0)
 
 
 def check_there_and_back(case: Case, tokenizer_path: pathlib.Path, out: pathlib.Path) -> None:
@@ -164,6 +167,34 @@ def test_greedy_answers_are_those_of_transformers(case: Case) -> None:
         whole = case.theirs.generate(told, attention_mask=torch.ones_like(told), **settings)
         expected += [row[: row.index(2)] if 2 in row else row for row in whole[:, group.shape[1] :].tolist()]
     assert [answer.tolist() for answer in found] == expected
+
+
+def test_an_adapter_of_every_linear_layer_is_trained_and_merged(case: Case) -> None:
+    adapter = LoRA(rank=2, alpha=4.0, base="float32")
+    tokens = np.random.default_rng(2).integers(3, VOCABULARY, (2, 12)).astype(np.int32)
+    halves = jax.tree.map(lambda leaf: leaf + 0.05, init_adapter(case.model, adapter=adapter))
+    assert halves["layers"].keys() == set(case.model.linear_layers)
+    beside = with_adapter(case.params, halves, adapter=adapter)
+    in_one = each_array(case.params, functools.partial(merge, trained=halves, adapter=adapter))
+    found = logits_of(beside, tokens, model=case.model)
+    assert not np.allclose(found, logits_of(case.params, tokens, model=case.model), atol=1e-2)
+    np.testing.assert_allclose(found, logits_of(in_one, tokens, model=case.model), rtol=0, atol=1e-4)
+
+
+def test_an_update_of_a_part_of_a_stored_layer_is_not_written_for_peft(
+    tokenizer_path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    case = case_of(FAMILIES["starcoder"], tmp_path / "model")
+    adapter = LoRA(rank=2, alpha=4.0)
+    trained = init_adapter(case.model, adapter=adapter)
+    told = {"base_model": "starcoder", "chat_format": "vicuna", "card": ""}
+    with pytest.raises(ConversionError, match=r"stores k, q, v as parts of one layer.*leave --format peft out"):
+        export_adapter(trained, case.model, adapter, tokenizer_path, tmp_path / "peft", **told)
+    few = LoRA(rank=2, alpha=4.0, targets=("o", "up"))
+    out = export_adapter(
+        init_adapter(case.model, adapter=few), case.model, few, tokenizer_path, tmp_path / "peft", **told
+    )
+    assert json.loads((out / "adapter_config.json").read_text())["target_modules"] == ["attn.c_proj", "c_fc"]
 
 
 def test_every_family_is_here() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, get_args, get_type_hints
 
@@ -11,7 +12,7 @@ import pytest
 
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import abstract_params, count_params
-from wizard_jax.model.flops import matrix_params, token_flops
+from wizard_jax.model.flops import formula, matrix_params, token_flops
 from wizard_jax.train.step import batch_loss
 
 ROWS, LENGTH = 2, 24
@@ -33,10 +34,26 @@ def products(jaxpr: Any) -> float:
     return total
 
 
-@pytest.mark.parametrize("heads", [(4, 2), (4, 4)], ids=str)
+NETWORKS: dict[str, dict[str, Any]] = {
+    "grouped queries": {"n_kv_heads": 2},
+    "a key for each query": {"n_kv_heads": 4},
+    "as OPT 350m": {
+        "n_kv_heads": 4,
+        "mlp": "relu",
+        "norm": "layer",
+        "norm_place": "after",
+        "positions": "learned",
+        "biases": ("q", "k", "v", "o", "up", "down"),
+        "tied_embeddings": True,
+        "d_embed": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("remat", get_args(get_type_hints(ModelConfig)["remat"]))
-def test_the_formula_counts_the_matrix_products_of_a_traced_gradient(remat: Any, heads: tuple[int, int]) -> None:
-    model = ModelConfig(**SIZES, n_heads=heads[0], n_kv_heads=heads[1], remat=remat)
+def test_the_formula_counts_the_matrix_products_of_a_traced_gradient(remat: Any, network: str) -> None:
+    model = ModelConfig(**SIZES, n_heads=4, **NETWORKS[network], remat=remat)
     batch = {name: jnp.zeros((ROWS, LENGTH), jnp.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
     batch["loss_weights"] = jnp.ones((ROWS, LENGTH))
     traced = jax.jit(jax.grad(lambda params: batch_loss(params, batch, model=model).total)).trace(
@@ -50,6 +67,17 @@ def test_the_formula_counts_the_matrix_products_of_a_traced_gradient(remat: Any,
     scores_again = 0.0 if again or remat == "none" else forward / 2  # no kernel, so it kept no log-sum of them
     expected = flops.matrices + flops.recomputed - again + whole * (flops.attention + again + scores_again)
     assert products(traced.jaxpr.jaxpr) / (ROWS * LENGTH) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("window", [1, 7, 24, 30])
+def test_a_window_takes_its_share_of_attention(window: int) -> None:
+    model = ModelConfig(**SIZES, n_heads=4, n_kv_heads=2)
+    windowed = dataclasses.replace(model, sliding_window=window)
+    seen = sum(min(position, window) for position in range(1, LENGTH + 1)) / LENGTH
+    found, whole = (token_flops(one, seq_len=LENGTH) for one in (windowed, model))
+    assert found.attention / whole.attention == pytest.approx(seen / ((LENGTH + 1) / 2))
+    assert found.matrices == whole.matrices
+    assert ("W" in formula(windowed, seq_len=LENGTH, adapter=None)) == (window < LENGTH)
 
 
 def test_parameters_in_products_are_all_but_the_embedding_and_the_norms() -> None:

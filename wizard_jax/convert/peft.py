@@ -15,6 +15,7 @@ import numpy as np
 
 from wizard_jax.convert import architectures
 from wizard_jax.convert.export import Dtype, Tensor, new_folder, write_bytes, write_json, write_shard, write_tokenizer
+from wizard_jax.convert.families.family import Family
 from wizard_jax.convert.tensors import Array, ConversionError
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import Params
@@ -45,13 +46,15 @@ def export_adapter(
     stems = _stems(model, adapter=adapter)
     with new_folder(out) as folder:
         write_shard(folder / WEIGHTS, list(_tensors(trained, stems, adapter=adapter)), dtype=dtype)
-        write_json(folder / CONFIG, _config(adapter, stems, base_model=base_model))
+        write_json(
+            folder / CONFIG, _config(adapter, stems, family=architectures.family_of(model), base_model=base_model)
+        )
         write_tokenizer(folder, tokenizer_path, model=model, chat_format=chat_format)
         write_bytes(folder / "README.md", card.encode())
     return pathlib.Path(out)
 
 
-def _config(adapter: LoRA, stems: Stems, *, base_model: str) -> dict[str, Any]:
+def _config(adapter: LoRA, stems: Stems, *, family: Family, base_model: str) -> dict[str, Any]:
     """What `peft.LoraConfig` reads; what it does not find there it sets to its defaults."""
     return {
         "peft_type": "LORA",
@@ -60,13 +63,22 @@ def _config(adapter: LoRA, stems: Stems, *, base_model: str) -> dict[str, Any]:
         "r": adapter.rank,
         "lora_alpha": int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha,
         "lora_dropout": 0.0,
-        "target_modules": [stem.rpartition(".")[2] for stem in stems.values()],
+        "target_modules": list(_modules(stems, family=family)),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "use_rslora": False,
         "use_dora": False,
     }
+
+
+def _modules(stems: Stems, *, family: Family) -> Iterator[str]:
+    """What `peft` finds the targets by: the end of a module's name, long enough that no other ends so."""
+    every = [f".{stem}" for stem in family.linear_layers.values()]
+    for stem in stems.values():
+        parts = stem.split(".")
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts)))
+        yield next(end for end in ends if sum(other.endswith(f".{end}") for other in every) == 1)
 
 
 def _stems(model: ModelConfig, *, adapter: LoRA) -> Stems:

@@ -90,19 +90,20 @@ def _mlp_layers(model: ModelConfig) -> int:
 def _params_again(model: ModelConfig) -> int:
     """Parameters of a layer that its input is multiplied with a second time.
 
-    Never `down`: its product is the layer's last, and no factor of a gradient. A remat policy that keeps what
-    attention gave keeps what a kernel's backward pass needs, so that scores are not computed again; the reference,
-    which is no kernel, computes them again.
+    Not `down`, whose product is the layer's last and no factor of a gradient, unless a norm comes after it. A remat
+    policy that keeps what attention gave keeps what a kernel's backward pass needs, so that scores are not computed
+    again; the reference, which is no kernel, computes them again.
     """
     qkv = model.d_model * model.head_dim * (model.n_heads + 2 * model.n_kv_heads)
     output = model.d_model * model.head_dim * model.n_heads
-    gate_and_up = (_mlp_layers(model) - 1) * model.d_model * model.d_ff
+    of_mlp = _mlp_layers(model) - (model.norm_place == "before")
+    mlp = of_mlp * model.d_model * model.d_ff
     match model.remat:
         case "none" | "dots":
             return 0
         case "except_mlp":
-            return gate_and_up
+            return mlp if model.norm_place == "before" else output + mlp  # the norm of its sum is what is kept
         case "qkv":
-            return output + gate_and_up
+            return output + mlp
         case "attention" | "full" | "offload":
-            return qkv + output + gate_and_up
+            return qkv + output + mlp
