@@ -159,7 +159,7 @@ def test_greedy_answers_are_those_of_transformers(case: Case) -> None:
     groups = [random.integers(3, VOCABULARY, (5, length)).astype(np.int32) for length in (3, 8, 17, 40)]
     prompts = [prompt for group in groups for prompt in group]
     sampling = Sampling(max_new_tokens=12)
-    found = generate(case.params, prompts, config=case.model, sampling=sampling, eos_id=2, pad_id=0, batch_size=8)
+    found = generate(case.params, prompts, config=case.model, sampling=sampling, eos_id=2, batch_size=8)
     expected = []
     for group in groups:
         told = torch.tensor(group, dtype=torch.long)
