@@ -31,10 +31,10 @@ LEVELS = (
     {"convert"},
     {"train", "generate"},
     {"runs", "plan"},
-    {"evaluate", "transfer"},
+    {"evaluate", "transfer", "serve"},
     {"report"},
     {"quickstart", "data_verbs"},
-    {"train_verbs", "convert_verbs"},
+    {"train_verbs", "convert_verbs", "model_verbs"},
     {"cli"},
     {"__main__"},
 )

@@ -17,6 +17,7 @@ from typing import Any
 
 from wizard_jax.convert_verbs import add_convert_verbs
 from wizard_jax.data_verbs import Verb, add_data_verbs
+from wizard_jax.model_verbs import add_model_verbs
 from wizard_jax.progress import say
 from wizard_jax.train_verbs import add_train_verbs
 
@@ -127,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add_train_verbs(add, local=_local)
     add_stage("train", _train, "fine-tune a model on a data set")
     add_convert_verbs(add, local=_local)
+    add_model_verbs(add, local=_local)
     add_stage("eval", _eval, "ask a model held-out tasks and score its answers")
     report = add("report", _report, "write one page that compares evaluations")
     report.add_argument("evaluations", type=Path, nargs="+", metavar="EVAL")

@@ -59,6 +59,9 @@ class Chances(NamedTuple):
     likeliest: Tokens
     of_likeliest: npt.NDArray[np.float32]
 
+    def first(self, count: int) -> Chances:
+        return Chances(self.chosen[:count], self.likeliest[:count], self.of_likeliest[:count])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
