@@ -61,6 +61,15 @@ LLAMA3 = (
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 
+# Qwen/Qwen3-8B, tokenizer_config.json, without tools and thoughts; the newline that it writes after the last answer,
+# which nothing follows, is left out.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% if not loop.last %}{{ '\\n' }}{% endif %}{% else %}{{ message['content'] + '<|im_end|>\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
 TEMPLATES = {
     "vicuna": VICUNA,
     "wizardlm": VICUNA,  # nlpxucan/WizardLM, training/src/train_freeform_multiturn.py: vicuna_v1.1
@@ -68,5 +77,6 @@ TEMPLATES = {
     "alpaca": ALPACA,
     "llama2_chat": LLAMA2_CHAT,
     "llama3": LLAMA3,
+    "chatml": CHATML,
 }
-TAKES_SYSTEM = frozenset({"vicuna", "wizardlm", "llama2_chat", "llama3"})
+TAKES_SYSTEM = frozenset({"vicuna", "wizardlm", "llama2_chat", "llama3", "chatml"})

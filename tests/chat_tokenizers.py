@@ -1,4 +1,4 @@
-"""Tokenizers that are trained in a moment: like LLaMA's, like Llama 3's, and ones whose pieces span words."""
+"""Tokenizers that are trained in a moment, in the shape of each family's, and ones whose pieces span words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pathlib
 
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from wizard_jax.tokenizer import Tokenizer, train_tokenizer
 
@@ -23,6 +23,8 @@ LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 LLAMA3_SPECIAL = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -60,10 +62,50 @@ def like_llama3(folder: pathlib.Path, *, special: tuple[str, ...] = LLAMA3_SPECI
     return folder / "tokenizer.json"
 
 
-def name_ends(folder: pathlib.Path, *, bos: str, eos: str) -> None:
+def like_qwen(folder: pathlib.Path) -> pathlib.Path:
+    """Text in NFC, every digit a word, no BOS; Qwen 3 has added tokens that are not special too."""
+    split = pre_tokenizers.Split(tokenizers.Regex(QWEN_WORDS), behavior="isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer = _of_bytes(pre_tokenizers.Sequence([split, bytes_]), special=QWEN_SPECIAL)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_tokens([tokenizers.AddedToken("<think>", special=False, normalized=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    name_ends(folder, bos=None, eos="<|endoftext|>", kind="Qwen2Tokenizer")
+    return folder / "tokenizer.json"
+
+
+def like_starcoder(folder: pathlib.Path) -> pathlib.Path:
+    """Every digit apart, then GPT-2's words; the special tokens come first."""
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    special = ("<|endoftext|>", "<fim_prefix>", "<fim_middle>")
+    tokenizer = _of_bytes(pre_tokenizers.Sequence([digits, bytes_]), special=special, first="special")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    name_ends(folder, bos="<|endoftext|>", eos="<|endoftext|>", kind="GPT2Tokenizer")
+    return folder / "tokenizer.json"
+
+
+def _of_bytes(
+    split: pre_tokenizers.PreTokenizer, *, special: tuple[str, ...], first: str = "pieces"
+) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=380,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        special_tokens=list(special) if first == "special" else [],
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in special])
+    return tokenizer
+
+
+def name_ends(folder: pathlib.Path, *, bos: str | None, eos: str, kind: str = "PreTrainedTokenizerFast") -> None:
     """The `tokenizer_config.json` that Hugging Face folders have."""
     token = {"__type": "AddedToken", "content": bos, "lstrip": False, "rstrip": False, "special": True}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": token, "eos_token": eos}
+    config = {"tokenizer_class": kind, "bos_token": None if bos is None else token, "eos_token": eos}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 

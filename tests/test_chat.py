@@ -1,11 +1,12 @@
 """What is trained on and what generation starts from are one text, in every format and with any tokenizer."""
 
 import pathlib
+import unicodedata
 
 import jinja2
 import numpy as np
 import pytest
-from chat_tokenizers import LLAMA3_SPECIAL, like_llama, like_llama3, train_whole_lines
+from chat_tokenizers import LLAMA3_SPECIAL, like_llama, like_llama3, like_qwen, train_whole_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,12 +32,14 @@ SPECIAL_TEXT = ["<s>", "</s>", "<unk>", *LLAMA3_SPECIAL]
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
     [" ", "\n", ":", " x", "\nx", "Response:", "ASSISTANT:", "", "▁▁", "é", "[/INST]", *SPECIAL_TEXT]
 )
-KINDS = ("like LLaMA", "like Llama 3", "bpe", "unigram")
+KINDS = ("like LLaMA", "like Llama 3", "like Qwen", "bpe", "unigram")
+OWN = {"llama3": "like Llama 3", "chatml": "like Qwen"}
+"""The only tokenizers here that have the special tokens of a format."""
 PAIRS = [
     pytest.param(kind, chat_format, id=f"{kind}-{chat_format.name}")
     for kind in KINDS
     for chat_format in CHAT_FORMATS.values()
-    if kind == "like Llama 3" or not chat_format.special_tokens
+    if OWN.get(chat_format.name, kind) == kind and (kind != "like Qwen" or not chat_format.has_bos)
 ]
 pairs = pytest.mark.parametrize(("kind", "chat_format"), PAIRS)
 
@@ -44,7 +47,8 @@ pairs = pytest.mark.parametrize(("kind", "chat_format"), PAIRS)
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
     folder = tmp_path_factory.mktemp("tokenizers")
-    made = [Tokenizer(like_llama(folder)), Tokenizer(like_llama3(folder))]
+    (folder / "qwen").mkdir()
+    made = [Tokenizer(file) for file in (like_llama(folder), like_llama3(folder), like_qwen(folder / "qwen"))]
     return dict(zip(KINDS, [*made, *(train_whole_lines(folder, kind) for kind in ("bpe", "unigram"))], strict=True))
 
 
@@ -113,10 +117,12 @@ def test_the_ids_spell_the_text(
 ) -> None:
     tokenizer, said = tokenizers[kind], turns(question, answer)
     whole = encode_conversation(said, chat_format=chat_format, tokenizer=tokenizer)
-    expected = "".join(segments(said, chat_format=chat_format))
-    assert tokenizer.decode(whole.tokens.tolist()) == (
-        expected if kind == "like Llama 3" else expected.replace("▁", " ")
-    )
+    texts = segments(said, chat_format=chat_format)
+    if kind == "like Qwen":
+        texts = [unicodedata.normalize("NFC", text) for text in texts]
+    elif kind != "like Llama 3":
+        texts = [text.replace("▁", " ") for text in texts]
+    assert tokenizer.decode(whole.tokens.tolist()) == "".join(texts)
 
 
 @pairs
@@ -215,7 +221,17 @@ def test_an_unknown_format_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ChatError, match="'vicunia': did you mean vicuna"):
         get_format("vicunia")
     with pytest.raises(ChatError, match="There are vicuna, wizardlm, wizardlm_7b, alpaca, llama2_chat, llama3"):
-        get_format("chatml")
+        get_format("mixtral")
+
+
+def test_a_format_that_begins_with_bos_is_refused_where_there_is_none(tokenizers: dict[str, Tokenizer]) -> None:
+    qwen = tokenizers["like Qwen"]
+    assert qwen.bos_id is None
+    for name in ("vicuna", "llama2_chat"):
+        with pytest.raises(ChatError, match=rf"the {name} format begins with BOS, and .* without \(chatml\), or name"):
+            encode_prompt(turns("a"), chat_format=get_format(name), tokenizer=qwen)
+    ids = encode_prompt(turns("a"), chat_format=get_format("chatml"), tokenizer=qwen)
+    assert ids[0] == qwen.special_id("<|im_start|>")
 
 
 def test_a_tokenizer_without_the_formats_special_tokens_is_refused(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sentencepiece
 from chat_references import TAKES_SYSTEM, TEMPLATES
-from chat_tokenizers import like_llama, like_llama3, name_ends
+from chat_tokenizers import like_llama, like_llama3, like_qwen, name_ends
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -76,6 +76,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
         "sentencepiece": Pair(Tokenizer(spm / "tokenizer.model"), transformers.AutoTokenizer.from_pretrained(spm)),
         "llama3": Pair(Tokenizer(llama3 / "tokenizer.json"), transformers.AutoTokenizer.from_pretrained(llama3)),
     }
+    qwen = tmp_path_factory.mktemp("qwen")
+    like_qwen(qwen)
+    found["qwen"] = Pair(Tokenizer(qwen / "tokenizer.json"), transformers.AutoTokenizer.from_pretrained(qwen))
     spm_pair = found["sentencepiece"]
     found["slow"] = Pair(spm_pair.ours, SlowLlama(spm / "tokenizer.model", spm_pair.theirs))
     for name, loading in RESAVED.items():
@@ -97,7 +100,8 @@ RESAVED: dict[str, dict[str, bool]] = {
 SPM_FORMATS = [name for name, chat_format in CHAT_FORMATS.items() if not chat_format.special_tokens]
 CASES = [
     *[(kind, name) for kind in ("slow", "sentencepiece") for name in SPM_FORMATS],
-    *[("llama3", name) for name in CHAT_FORMATS],
+    *[("llama3", name) for name in (*SPM_FORMATS, "llama3")],
+    ("qwen", "chatml"),
     *[(kind, name) for kind in RESAVED for name in ("vicuna", "llama2_chat")],
 ]
 

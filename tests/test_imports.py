@@ -32,7 +32,7 @@ LEVELS = (
     {"train", "generate"},
     {"runs", "plan"},
     {"evaluate", "transfer", "serve"},
-    {"report"},
+    {"report", "deployment"},
     {"quickstart", "data_verbs"},
     {"train_verbs", "convert_verbs", "model_verbs"},
     {"cli"},

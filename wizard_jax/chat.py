@@ -31,6 +31,7 @@ __all__ = [
     "end_id",
     "get_format",
     "segments",
+    "special_id",
 ]
 
 
@@ -51,6 +52,12 @@ class _Exchange(NamedTuple):
 
 def check_tokenizer(chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
     """Raises ChatError: the tokenizer lacks special tokens that the format is made of."""
+    if tokenizer.bos_id is None and chat_format.has_bos:
+        without = ", ".join(item.name for item in CHAT_FORMATS.values() if not item.has_bos)
+        raise ChatError(
+            f"the {chat_format.name} format begins with BOS, and this tokenizer has none: use a format without "
+            f"({without}), or name its bos_token in the tokenizer_config.json beside it"
+        )
     missing = [name for name in chat_format.special_tokens if tokenizer.special_id(name) is None]
     if missing:
         raise ChatError(
@@ -62,7 +69,7 @@ def check_tokenizer(chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
 def end_id(chat_format: ChatFormat, tokenizer: Tokenizer) -> int:
     """The id that ends an answer, at which generation stops. Raises ChatError: the tokenizer lacks it."""
     check_tokenizer(chat_format, tokenizer)
-    return _special_id(chat_format.end, tokenizer=tokenizer)
+    return special_id(chat_format.end, tokenizer=tokenizer)
 
 
 def encode_conversation(turns: Sequence[Turn], *, chat_format: ChatFormat, tokenizer: Tokenizer) -> Encoded:
@@ -138,13 +145,13 @@ def _encode(exchange: _Exchange, *, tokenizer: Tokenizer) -> tuple[list[int], li
 
 
 def _encode_piece(piece: Piece, *, tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode(piece) if isinstance(piece, str) else [_special_id(piece, tokenizer=tokenizer)]
+    return tokenizer.encode(piece) if isinstance(piece, str) else [special_id(piece, tokenizer=tokenizer)]
 
 
-def _special_id(special: Special, *, tokenizer: Tokenizer) -> int:
-    if special.token in ("bos", "eos"):
-        return tokenizer.bos_id if special.token == "bos" else tokenizer.eos_id
-    token = tokenizer.special_id(special.token)
+def special_id(special: Special, *, tokenizer: Tokenizer) -> int:
+    """The id of a special token of a format that `check_tokenizer` has let pass."""
+    own = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    token = own[special.token] if special.token in own else tokenizer.special_id(special.token)
     assert token is not None, f"{special.token}: check_tokenizer was not called"
     return token
 

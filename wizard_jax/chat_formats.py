@@ -7,6 +7,7 @@
     alpaca       refused                   EOS                   Stanford Alpaca, WizardCoder, WizardMath
     llama2_chat  inside the first turn     EOS                   LLaMA-2-Chat
     llama3       a turn of its own         <|eot_id|>            Llama 3 Instruct
+    chatml       a turn of its own         <|im_end|>            Qwen 2.5 and 3, without BOS
 
 Where codes differ from one another, the code that trained the published models decides:
 
@@ -18,6 +19,7 @@ Where codes differ from one another, the code that trained the published models 
    the EOS), and always, also where an answer begins with a space or a newline.
  - LLaMA-2's answers end in a space before EOS, in Meta's code and in its template; no other format's do.
  - LLaMA-2 and Llama 3 strip the spaces and newlines around every turn, the others keep them.
+ - Qwen 2.5 puts a system turn of its own where there is none, Qwen 3 does not, and nor does `chatml`.
 """
 
 from __future__ import annotations
@@ -93,9 +95,16 @@ class ChatFormat:
     @functools.cached_property  # asked for with every conversation
     def special_tokens(self) -> tuple[str, ...]:
         """Those that a tokenizer needs beside BOS and EOS."""
+        return tuple(name for name in self._named if name not in ("bos", "eos"))
+
+    @property
+    def has_bos(self) -> bool:
+        return "bos" in self._named
+
+    @functools.cached_property
+    def _named(self) -> tuple[str, ...]:
         lines = (self.first, self.first_with_system or (), self.later, self.ask, self.answer)
-        named = (part.token for line in lines for part in line if isinstance(part, Special))
-        return tuple(dict.fromkeys(name for name in named if name not in ("bos", "eos")))
+        return tuple(dict.fromkeys(part.token for line in lines for part in line if isinstance(part, Special)))
 
     @property
     def template(self) -> str:
@@ -240,8 +249,23 @@ _LLAMA3 = ChatFormat(
     answer=(Stripped((ANSWER,)), Special("<|eot_id|>")),
 )
 
+
+def _chatml_turn(slot: Slot) -> Parts:
+    return (Special("<|im_start|>"), f"{slot.role}\n", slot, Special("<|im_end|>"), "\n")
+
+
+# Qwen/Qwen3-8B, tokenizer_config.json; the newline after an answer belongs to the turn that follows it.
+_CHATML = ChatFormat(
+    name="chatml",
+    first=_chatml_turn(USER),
+    first_with_system=(*_chatml_turn(SYSTEM), *_chatml_turn(USER)),
+    later=("\n", *_chatml_turn(USER)),
+    ask=(Special("<|im_start|>"), "assistant\n"),
+    answer=(ANSWER, Special("<|im_end|>")),
+)
+
 CHAT_FORMATS: Mapping[str, ChatFormat] = MappingProxyType(
-    {one.name: one for one in (_VICUNA, _WIZARDLM, _WIZARDLM_7B, _ALPACA, _LLAMA2_CHAT, _LLAMA3)}
+    {one.name: one for one in (_VICUNA, _WIZARDLM, _WIZARDLM_7B, _ALPACA, _LLAMA2_CHAT, _LLAMA3, _CHATML)}
 )
 
 

@@ -34,6 +34,7 @@ EXTRAS = MappingProxyType(
         "beam": "apache_beam",
         "qlora": "qwix",
         "wandb": "wandb",
+        "gguf": "gguf",
     }
 )
 """Extra -> the module that shows that it is installed. Those of devices are also names of JAX platforms."""

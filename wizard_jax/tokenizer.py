@@ -46,7 +46,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises TokenizerError: no such file, no tokenizer, or one without BOS and EOS."""
+        """Raises TokenizerError: no such file, no tokenizer, or one without EOS."""
         file = pathlib.Path(path)
         if not file.is_file():
             raise TokenizerError(f"there is no tokenizer file {file}: give the path of a {SENTENCEPIECE} or {JSON}")
@@ -68,7 +68,8 @@ class Tokenizer:
         return self._engine.files
 
     @property
-    def bos_id(self) -> int:
+    def bos_id(self) -> int | None:
+        """None: it has none, as Qwen's."""
         return self._engine.bos_id
 
     @property

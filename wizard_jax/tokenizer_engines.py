@@ -33,7 +33,7 @@ class TokenizerError(UserError):
 class Engine(Protocol):
     """Text to ids and back. The text is valid Unicode, and none of it becomes a control id."""
 
-    bos_id: int
+    bos_id: int | None
     eos_id: int
     pad_id: int
     vocab_size: int
@@ -60,7 +60,7 @@ class SentencePieceEngine:
         """Raises TokenizerError: no SentencePiece model, or one without BOS and EOS."""
         self.files: Mapping[str, bytes] = {SENTENCEPIECE: files[SENTENCEPIECE]}
         self._processor = _load(files[SENTENCEPIECE], name=name)
-        self.bos_id = int(self._processor.bos_id())
+        self.bos_id: int | None = int(self._processor.bos_id())
         self.eos_id = int(self._processor.eos_id())
         if self.bos_id < 0 or self.eos_id < 0:
             raise TokenizerError(f"{name} has no BOS or no EOS token (LLaMA tokenizers have both): use another")
@@ -116,12 +116,13 @@ def _is_tiktoken(model: bytes) -> bool:
 class JsonEngine:
     """A `tokenizer.json` of the `tokenizers` library, as Llama 3 has.
 
-    BOS and EOS are named by the `tokenizer_config.json` beside it, else they are those of Llama 3 or 2. Padding,
-    truncation and dropout that the file asks for are left out: they would change or cut what is trained on.
+    BOS and EOS are named by the `tokenizer_config.json` beside it, else they are those of Llama 3 or 2. One that names
+    an EOS alone, as Qwen's does, has no BOS. Padding, truncation and dropout that the file asks for are left out: they
+    would change or cut what is trained on.
     """
 
     def __init__(self, files: Mapping[str, bytes], *, name: str) -> None:
-        """Raises TokenizerError: not such a file, or its BOS and EOS are not known."""
+        """Raises TokenizerError: not such a file, or its EOS is not known."""
         raw = _object(files[JSON], name=name)
         if not isinstance(raw.get("model"), dict):
             raise TokenizerError(f"{name} is not a tokenizer.json: it has no model")
@@ -133,7 +134,8 @@ class JsonEngine:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token.content: number for number, token in added.items() if token.special}
         bos, eos = self._ends(files.get(JSON_CONFIG))
-        self.bos_id, self.eos_id = self._special[bos], self._special[eos]
+        self.bos_id = None if bos is None else self._special[bos]
+        self.eos_id = self._special[eos]
         self.pad_id = self.eos_id
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         unknown = raw["model"].get("unk_token")
@@ -165,14 +167,14 @@ class JsonEngine:
             )
         return ids
 
-    def _ends(self, config: bytes | None) -> tuple[str, str]:
-        """The contents of BOS and EOS."""
+    def _ends(self, config: bytes | None) -> tuple[str | None, str]:
+        """The contents of BOS, if there is one, and EOS."""
         told = {} if config is None else _object(config, name=f"{JSON_CONFIG} beside {self._name}")
         named = tuple(_content(told.get(key)) for key in ("bos_token", "eos_token"))
         candidates = [named] if any(named) else NAMED_ENDS
         for bos, eos in candidates:
-            if bos in self._special and eos in self._special:
-                return bos, eos
+            if (bos in self._special or not bos) and eos in self._special:
+                return bos or None, eos
         wanted = " or ".join(f"{bos or '(none)'} and {eos or '(none)'}" for bos, eos in candidates)
         raise TokenizerError(
             f"{self._name} has no special tokens {wanted} to begin and end a text: put the tokenizer_config.json "

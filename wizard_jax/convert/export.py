@@ -222,7 +222,7 @@ def _tokenizer_config(
 def _special_tokens(tokenizer: Tokenizer, *, end: int) -> dict[str, str]:
     """What ends an answer is called EOS, as in Llama 3 Instruct, so that every program stops there."""
     tokens = {"bos_token": tokenizer.bos_id, "eos_token": end, "pad_token": tokenizer.pad_id}
-    named = {key: tokenizer.piece(token) for key, token in tokens.items()}
+    named = {key: tokenizer.piece(token) for key, token in tokens.items() if token is not None}
     return {**named, "unk_token": "<unk>"} if SENTENCEPIECE in tokenizer.files else named
 
 

@@ -191,10 +191,12 @@ def _records(chunk: Chunk) -> Iterator[Record]:
     return map(from_example, itertools.chain.from_iterable(stretch.read() for stretch in chunk.stretches))
 
 
-def find_marks(tokens: np.ndarray, *, trained: np.ndarray, bos: int, eos: int) -> int:
+def find_marks(tokens: np.ndarray, *, trained: np.ndarray, bos: int | None, eos: int) -> int:
     """The bits that say what is odd about a conversation."""
     again = tokens[1:][tokens[1:] == tokens[:-1]]
-    repeated = BOS_REPEATED * bool((again == bos).any()) | EOS_REPEATED * bool((again == eos).any())
+    repeated = BOS_REPEATED * (bos is not None and bool((again == bos).any())) | EOS_REPEATED * bool(
+        (again == eos).any()
+    )
     return repeated | END_UNTRAINED * (not trained[-1])
 
 
