@@ -41,5 +41,6 @@ class Speaker:
         return encode_prompt(turns, chat_format=self.chat_format, tokenizer=self.tokenizer)
 
     def prompt_of_text(self, text: str) -> Tokens:
-        """The ids of a text that the model is to go on with, from its beginning."""
-        return np.array([self.tokenizer.bos_id, *self.tokenizer.encode(text)], np.int32)
+        """The ids of a text that the model is to go on with, from its beginning (BOS, where there is one)."""
+        begin = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        return np.array([*begin, *self.tokenizer.encode(text)], np.int32)

@@ -188,6 +188,8 @@ def _sampling(body: ChatBody | TextBody, *, most: int) -> Sampling:
 
 
 def _check_length(prompt: int, most: int, *, length: int, param: str) -> None:
+    if not prompt:
+        raise Refused("the prompt has no tokens, and there is no beginning-of-text token to put there", param=param)
     if prompt + most > length:
         raise Refused(
             f"the prompt has {prompt} tokens and the answer may have {most}, which is more than the {length} that this "
