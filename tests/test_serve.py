@@ -101,6 +101,8 @@ def test_who_finds_the_queue_full_is_told_to_come_again(speaker: Speaker) -> Non
             assert {answer.status_code for answer in answers} == {200, 429}
             too_many = await client.post("/v1/chat/completions", json=greedy("one", n=3))
             assert too_many.status_code == 400
+            scored = {"model": "tiny", "prompt": ["one", "two"], "echo": True, "logprobs": 1, "max_tokens": 1}
+            assert (await client.post("/v1/completions", json=scored)).status_code == 400
 
     asyncio.run(run())
 

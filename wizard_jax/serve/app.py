@@ -129,19 +129,22 @@ class Service:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = read_body(await _body(request), ChatBody)
         self._check_name(body.model)
-        self._check_count(body.n)
+        self._check_count(body.n, param="n")
         return await self._answer(request, body, chat_choices(body, self.speaker, length=self.limits.length))
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = read_body(await _body(request), TextBody)
         self._check_name(body.model)
-        self._check_count(body.n * len(body.prompt))
+        is_scored = body.echo and body.logprobs is not None
+        self._check_count(body.n * len(body.prompt) * (2 if is_scored else 1), param="prompt")
         return await self._answer(request, body, text_choices(body, self.speaker, length=self.limits.length))
 
-    def _check_count(self, count: int) -> None:
+    def _check_count(self, count: int, *, param: str) -> None:
+        """Refuses for good what would find the queue full for ever; a prompt that is scored counts twice."""
         most = self.limits.rows + self.limits.queue
         if count > most:
-            raise Refused(f"the request asks for {count} answers, and this server takes {most} at a time", param="n")
+            message = f"the request asks for {count} answers, and this server takes {most} at a time: ask for fewer"
+            raise Refused(message, param=param)
 
     async def _answer(
         self, request: web.Request, body: ChatBody | TextBody, choices: list[Choice]
