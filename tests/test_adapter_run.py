@@ -168,13 +168,31 @@ def test_another_base_is_refused(
     assert main(command(out, f"init.path={moved}")) == 0
     assert main(["export", str(flow.run), "--step", "1", "--dtype", "float32", "--out", str(tmp_path / "hf1")]) == 0
     assert main(["import", str(tmp_path / "hf1"), "--out", str(tmp_path / "other")]) == 0
-    shutil.rmtree(moved / "checkpoints")
-    shutil.copytree(tmp_path / "other" / "checkpoints", moved / "checkpoints")
-    with pytest.raises(UserError, match=r"other weights .* checkpoint 0 holds others now"):
+    for name in ("model.safetensors", "weights.json"):
+        shutil.copy(tmp_path / "other" / name, moved / name)
+    with pytest.raises(UserError, match=r"other weights .* it was imported again since"):
         open_model(out)
     begun = unfinished(out, tmp_path / "begun")
     assert main(command(begun, f"init.path={moved}")) == 2
-    assert "checkpoint 0 holds others now" in capsys.readouterr().err
+    assert "it was imported again since" in capsys.readouterr().err
+
+
+def test_a_base_that_is_damaged_is_refused_by_the_name_of_its_file(
+    base: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "base"
+    shutil.copytree(base, moved)
+    file = moved / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert main(command(tmp_path / "run", f"init.path={moved}")) == 2
+    assert f"{file} has other bytes than were imported (CRC-32C); put the file back" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has other bytes than were imported"):
+        open_model(moved)
+    file.unlink()
+    assert main(command(tmp_path / "run", f"init.path={moved}")) == 2
+    assert f"{file} is missing" in capsys.readouterr().err
 
 
 def test_weights_are_not_taken_from_an_adapter(

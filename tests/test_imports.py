@@ -31,6 +31,7 @@ LEVELS = (
     {"convert"},
     {"train", "generate"},
     {"runs", "plan"},
+    {"model_card"},
     {"evaluate", "transfer", "serve"},
     {"report", "deployment"},
     {"quickstart", "data_verbs"},

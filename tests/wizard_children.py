@@ -7,6 +7,7 @@ an import takes seconds, a fork milliseconds. `python wizard_children.py` is tha
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -20,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @dataclass
@@ -66,8 +67,12 @@ class Parent:
         *,
         environment: Mapping[str, str] | None = None,
         most_file_bytes: int | None = None,
+        dies_at: tuple[int, int] | None = None,
     ) -> Child:
-        """`most_file_bytes`: beyond it the kernel lets the process write to no file."""
+        """`most_file_bytes`: beyond it the kernel lets the process write to no file.
+
+        `dies_at` (n, signal): the process gets the signal before the n-th time that it changes what lies on the disk.
+        """
         if self._last is not None:
             self._last.killed()
         log = self.folder / "wizard.log"
@@ -76,6 +81,7 @@ class Parent:
             "log": str(log),
             "environment": dict(environment or {}),
             "most_file_bytes": most_file_bytes,
+            "dies_at": dies_at,
         }
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -119,11 +125,14 @@ def can_have_a_disk(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def parent_of_wizards(folder: Path, *, disk: Path | None = None) -> Iterator[Parent]:
-    """The process that starts the others; with `disk`, on that folder lies a small file system that only they see."""
+def parent_of_wizards(folder: Path, *, disk: Path | None = None, module: str = "") -> Iterator[Parent]:
+    """The process that starts the others; with `disk`, on that folder lies a small file system that only they see.
+
+    They have imported what `wizard evolve` needs, or instead of it `module`.
+    """
     root = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    command = [sys.executable, __file__]
+    command = [sys.executable, __file__, module]
     if disk is not None:
         command = ["unshare", "-Urm", "sh", "-c", _ON_A_DISK, "sh", str(disk), *command]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -161,6 +170,8 @@ def _become(order: Mapping[str, object], main: Callable[[Sequence[str]], int]) -
     os.environ.update(environment)
     if isinstance(most, int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    if isinstance(dies_at := order["dies_at"], list):
+        _send_before(*dies_at)
     try:
         return main(arguments)
     except SystemExit as ended:
@@ -172,6 +183,30 @@ def _become(order: Mapping[str, object], main: Callable[[Sequence[str]], int]) -
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
+
+
+def _send_before(operation: int, number: int) -> None:
+    """Sends this process a signal before its n-th operation on files that changes something, written bytes included."""
+    done = 0
+    pwrite = os.pwrite
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if done == operation:
+            os.kill(os.getpid(), number)
+
+    def heard(event: str, arguments: tuple[object, ...]) -> None:
+        changes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
+        if changes or (event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            count()
+
+    def counted(*arguments: Any) -> int:
+        count()
+        return pwrite(*arguments)
+
+    sys.addaudithook(heard)
+    os.pwrite = counted
 
 
 def _warm_up(main: Callable[[Sequence[str]], int]) -> None:
@@ -190,7 +225,10 @@ def _warm_up(main: Callable[[Sequence[str]], int]) -> None:
 def _start_what_is_asked() -> None:
     from wizard_jax.cli import main
 
-    _warm_up(main)
+    if sys.argv[1]:
+        importlib.import_module(sys.argv[1])
+    else:
+        _warm_up(main)
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

@@ -79,9 +79,14 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes positional arguments from one place only; settings may stand before and after options."""
+    """argparse takes positional arguments from one place only; settings and OUT may stand before and after options."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    if rest and getattr(arguments, "place", "") is None and not rest[0].startswith("-"):
+        try:
+            arguments.place = _local(rest.pop(0))
+        except argparse.ArgumentTypeError as error:
+            parser.error(str(error))
     strange = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(arguments, "settings")]
     if strange:
         parser.error(f"unrecognized arguments: {' '.join(strange)}; settings are written path=value")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wizard_jax.progress import say
 
@@ -16,11 +17,16 @@ if TYPE_CHECKING:
 def add_convert_verbs(add: Add, *, local: Callable[[str], Path]) -> None:
     """Adds the verbs by `add`; `local` reads a place that must be local."""
     imported = add("import", _import, "read a Hugging Face folder (safetensors) into a folder to train from")
-    imported.add_argument("source", type=Path)
+    imported.add_argument("source", metavar="FOLDER", help="a local folder, or hf://owner/name@revision")
+    imported.add_argument("place", nargs="?", type=local, metavar="OUT", help="the folder to write")
+    imported.add_argument("--out", type=local, help="the same")
     imported.add_argument("--chat-format", default="", help="the format it was trained with, if known")
-    imported.add_argument("--out", type=local, required=True)
-    export = add("export", _export, "write a run as a Hugging Face folder")
+    export = add("export", _export, "write a run or an imported model as a Hugging Face folder")
     export.add_argument("run", type=Path)
+    export.add_argument(
+        "place", nargs="?", type=local, metavar="OUT", help="folder to write (RUN/hf, RUN/peft or RUN/gguf)"
+    )
+    export.add_argument("--out", type=local, help="the same")
     export.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     export.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="merged, peft: of its tensors (default: bfloat16)"
@@ -37,53 +43,86 @@ def add_convert_verbs(add: Add, *, local: Callable[[str], Path]) -> None:
         "--quantisation", choices=("F16", "BF16", "Q8_0"), help="gguf: the type of its matrices (default: F16)"
     )
     export.add_argument("--base-model", default="", help="peft: name of the base (default: where it was imported from)")
-    export.add_argument("--out", type=local, help="the folder to write (default: RUN/hf, RUN/peft or RUN/gguf)")
+    verify = export.add_mutually_exclusive_group()
+    verify.add_argument(
+        "--verify",
+        action="store_const",
+        const="tensors and logits",
+        default="tensors and logits",
+        help="read every tensor back, and compare logits where memory allows (default)",
+    )
+    verify.add_argument("--no-verify", dest="verify", action="store_const", const="nothing", help="leave that out")
+    export.add_argument("--push", default="", metavar="OWNER/NAME", help="and upload it to the Hugging Face Hub")
 
 
 def _import(arguments: argparse.Namespace) -> None:
     from wizard_jax.doctor import check_platforms
+    from wizard_jax.progress import show_progress
     from wizard_jax.transfer import import_model
 
+    out = _place(arguments)
+    if out is None:
+        raise _unplaced()
     check_platforms()
-    config = import_model(arguments.source, arguments.out, chat_format=arguments.chat_format)
-    say(f"a model of {config.n_layers} layers in {arguments.out}; train from it with init=@FromCheckpoint")
+    with show_progress("import") as progress:
+        config = import_model(arguments.source, out, chat_format=arguments.chat_format, progress=progress)
+    say(f"a model of {config.n_layers} layers in {out}; train from it with init=@FromCheckpoint")
 
 
-def _export(arguments: argparse.Namespace) -> None:
+def _export(arguments: argparse.Namespace) -> int | None:
     from configs.errors import UserError
+    from wizard_jax.convert.hub import check_repo, push
+    from wizard_jax.convert.verify import VerificationError
     from wizard_jax.doctor import check_platforms
+
+    if arguments.format == "gguf" and (arguments.dtype or arguments.base_model):
+        raise UserError("--dtype and --base-model have no effect with --format gguf: its type is --quantisation")
+    if arguments.base_model and arguments.format != "peft":
+        raise UserError("--base-model is written into an adapter's folder: it goes with --format peft")
+    if arguments.push:
+        check_repo(arguments.push)
+    check_platforms()
+    kind = {"merged": "hf"}.get(arguments.format, arguments.format)
+    out = _place(arguments) or arguments.run / kind
+    try:
+        if arguments.format == "gguf":
+            _export_gguf(arguments, out)
+        else:
+            _export_folder(arguments, out)
+    except VerificationError as error:
+        print(f"wizard: {out}: not written, as it would not be {arguments.run}: {error}", file=sys.stderr)
+        return 1
+    if arguments.push:
+        say(f"https://huggingface.co/{arguments.push} holds it, at commit {push(out, arguments.push)}")
+    return None
+
+
+def _export_folder(arguments: argparse.Namespace, out: Path) -> None:
+    from configs.errors import UserError
     from wizard_jax.transfer import export_model, export_peft
 
-    check_platforms()
-    if arguments.format == "gguf":
-        _export_gguf(arguments)
-        return
     if arguments.quantisation:
         raise UserError("--quantisation is the type of a GGUF file: it goes with --format gguf; others have --dtype")
-    run, chat_format = arguments.run, arguments.chat_format or ""
-    told = {"step": arguments.step, "dtype": arguments.dtype or "bfloat16", "chat_format": chat_format}
+    told: dict[str, Any] = {"step": arguments.step, "dtype": arguments.dtype or "bfloat16"}
+    told |= {"chat_format": arguments.chat_format or "", "verify": arguments.verify}
     if arguments.format == "peft":
-        out = arguments.out or run / "peft"
-        export_peft(run, out, base_model=arguments.base_model, **told)
-        say(f"an adapter for peft in {out}")
-        return
-    if arguments.base_model:
-        raise UserError("--base-model is written into an adapter's folder: it goes with --format peft")
-    out = arguments.out or run / "hf"
-    export_model(run, out, **told)
-    say(f"a Hugging Face folder in {out}")
+        exported = export_peft(arguments.run, out, base_model=arguments.base_model, **told)
+    else:
+        exported = export_model(arguments.run, out, **told)
+    for line in (*exported.notes, *exported.checks):
+        say(line)
+    say(f"{'an adapter for peft' if arguments.format == 'peft' else 'a Hugging Face folder'} in {out}")
 
 
-def _export_gguf(arguments: argparse.Namespace) -> None:
+def _export_gguf(arguments: argparse.Namespace, out: Path) -> None:
     from configs.errors import UserError
     from wizard_jax.doctor import check_extra
 
-    if arguments.dtype or arguments.base_model:
-        raise UserError("--dtype and --base-model have no effect with --format gguf: its type is --quantisation")
+    if arguments.verify == "nothing":
+        raise UserError("--no-verify has no effect with --format gguf: what it writes is always read back")
     check_extra("gguf", asks="--format gguf")
     from wizard_jax.deployment import export_gguf_model, quantise_line
 
-    out = arguments.out or arguments.run / "gguf"
     quantisation = arguments.quantisation or "F16"
     settings = {"step": arguments.step, "quantisation": quantisation, "chat_format": arguments.chat_format or ""}
     file = export_gguf_model(arguments.run, out, **settings)
@@ -93,3 +132,19 @@ def _export_gguf(arguments: argparse.Namespace) -> None:
     say(f"{file}; for Ollama: ollama create NAME -f {out / 'Modelfile'}")
     if quantisation != "Q8_0":
         say(f"smaller: {quantise_line(file)}")
+
+
+def _place(arguments: argparse.Namespace) -> Path | None:
+    """Where to write, which is named once."""
+    from configs.errors import UserError
+
+    if arguments.place is not None and arguments.out is not None:
+        raise UserError(f"{arguments.place} and --out {arguments.out}: name the folder to write once")
+    place: Path | None = arguments.place if arguments.out is None else arguments.out
+    return place
+
+
+def _unplaced() -> Exception:
+    from configs.errors import UserError
+
+    return UserError("wizard import needs the folder to write: name it after the source")

@@ -14,9 +14,9 @@ from wizard_jax.convert.gguf.rounding import rounded
 from wizard_jax.convert.tensors import Array, Place, at
 from wizard_jax.evaluate.perplexity import held_out_rows, perplexity
 from wizard_jax.model.decoder import Params
-from wizard_jax.runs import OpenedModel, open_model
+from wizard_jax.model_card import model_card
+from wizard_jax.runs import OpenedModel, find_model, open_model
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.transfer import model_card
 
 
 def export_gguf_model(
@@ -34,7 +34,7 @@ def export_gguf_model(
     model = open_model(run, step=step)
     chat_format = _chat_format(model, chat_format)
     check_exportable(model.config, model.tokenizer, chat_format=chat_format)
-    card = model_card(model, dtype=quantisation, chat_format=chat_format)
+    card = model_card(find_model(run, step=step), step=model.step, dtype=quantisation, chat_format=chat_format)
     card += "\n".join(["", "## GGUF", "", *card_lines(model.config, model.tokenizer, quantisation=quantisation)]) + "\n"
     if (out / "README.md").exists() and (out / "README.md").read_text(encoding="utf-8").startswith(card):
         return None

@@ -11,99 +11,144 @@ import jax
 from etils import epath
 
 from configs.errors import UserError
-from configs.folder import IDENTITY, load_config, read_identity
-from configs.loader import setting
+from configs.folder import IDENTITY, load_config, read_complete, read_identity
 from wizard_jax.convert import importing
+from wizard_jax.convert.imported import ImportConfig, damage
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
-from wizard_jax.model.sharding import shardings
+from wizard_jax.model.lora import LoRA
 from wizard_jax.tokenizer import Tokenizer, tokenizer_file
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
 from wizard_jax.train.config import FromCheckpoint, TrainConfig
-from wizard_jax.train.source import CHECKPOINTS, abstract_on, merged_params
+from wizard_jax.train.source import CHECKPOINTS, abstract_on, load_folder, merged_params
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportConfig:
-    """What `wizard import` was told, and the network that it found."""
-
-    source: str = setting(doc="the Hugging Face folder")
-    model: ModelConfig = setting(doc="read from its config.json")
-    chat_format: str = setting("", doc="the format that the model was trained with; '' if none is known")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenedModel:
-    """A model that is ready to answer, and what is known of how it came about."""
+class FoundModel:
+    """A folder that holds a model, and what is known of how it came about; its weights are not read yet."""
 
     path: Path
-    params: decoder.Params
+    stage: str
+    """The verb that made it; '' for a Hugging Face folder."""
     config: ModelConfig
     tokenizer: Tokenizer
     chat_format: str
     """'' where the folder names none."""
     trained_on: tuple[str, ...]
     """The data sets' folders: the run's own, then those of the runs that its weights come from."""
-    step: int | None
-    """Of the checkpoint; None for a Hugging Face folder."""
-    untraced: str = ""
+    untraced: str
     """The imported weights that it comes from, whose training data nobody wrote down; '' where there are none."""
+    run: TrainConfig | None = None
+
+    @property
+    def adapter(self) -> tuple[LoRA, FromCheckpoint] | None:
+        """What a run has trained beside weights, and which; None where its checkpoints hold the whole model."""
+        if self.run is None or self.run.adapter is None or not isinstance(self.run.init, FromCheckpoint):
+            return None
+        return self.run.adapter, self.run.init
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A model that is ready to answer, and what is known of how it came about: see `FoundModel`."""
+
+    path: Path
+    params: decoder.Params
+    config: ModelConfig
+    tokenizer: Tokenizer
+    chat_format: str
+    trained_on: tuple[str, ...]
+    step: int | None
+    """Of the checkpoint; None for a Hugging Face folder and an imported model."""
+    untraced: str = ""
     notes: tuple[str, ...] = ()
     """What was passed over to open it, such as a damaged newer checkpoint."""
+
+
+def find_model(path: Path, *, step: int | None = None) -> FoundModel:
+    """What a folder holds. Raises UserError: no such folder, or no model in it; or it has no steps to choose from."""
+    if not (path / IDENTITY).exists() and not (path / "config.json").exists():
+        known = "a run of wizard train, a model of wizard import, or a Hugging Face folder"
+        raise UserError(
+            f"{path} holds no model: give {known}" if path.exists() else f"{path} does not exist: give {known}"
+        )
+    stage = read_identity(path).stage if (path / IDENTITY).exists() else ""
+    if stage not in ("train", "import", ""):
+        raise UserError(f"{path} was made by wizard {stage} and holds no model: give the folder of a run")
+    if stage != "train" and step is not None:
+        kind = "an imported model" if stage else "an exported folder"
+        raise UserError(f"{path} is {kind}, which has no step {step}: leave step out, or name the run")
+    run = load_config(TrainConfig, path) if stage == "train" else None
+    trained_on, untraced = _origin(run) if run is not None else ((), os.fspath(path))
+    if run is not None:
+        model, chat_format = run.model, run.data.chat_format
+    elif stage == "import":
+        read_complete(path, stage="import")
+        imported = load_config(ImportConfig, path)
+        model, chat_format = imported.model, imported.chat_format
+    else:
+        model, chat_format = importing.read_model_config(path), importing.read_chat_format(path)
+    tokenizer = Tokenizer(tokenizer_file(path))
+    check_fits(tokenizer, model, folder=path)
+    return FoundModel(
+        path=path,
+        stage=stage,
+        config=model,
+        tokenizer=tokenizer,
+        chat_format=chat_format,
+        trained_on=trained_on,
+        untraced=untraced,
+        run=run,
+    )
 
 
 def open_model(path: Path, *, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> OpenedModel:
     """Opens a model's folder, with the parameters split over `mesh` if one is given.
 
     Raises:
-      UserError: no such folder, no model in it, or no such step.
+      UserError: no such folder, no model in it, no such step, or weights that are damaged.
     """
-    if (path / IDENTITY).exists():
-        return _open_stage(path, step=step, mesh=mesh)
-    if (path / "config.json").exists():
-        if step is not None:
-            raise UserError(f"{path} is an exported folder, which has no step {step}: leave step out, or name the run")
-        return _open_hugging_face(path, mesh=mesh)
-    known = "a run of wizard train, a model of wizard import, or a Hugging Face folder"
-    raise UserError(f"{path} holds no model: give {known}" if path.exists() else f"{path} does not exist: give {known}")
-
-
-def _open_stage(path: Path, *, step: int | None, mesh: jax.sharding.Mesh | None) -> OpenedModel:
-    stage = read_identity(path).stage
-    if stage == "train":
-        run = load_config(TrainConfig, path)
-        model, chat_format = run.model, run.data.chat_format
-        trained_on, untraced = _origin(run)
-    elif stage == "import":
-        imported = load_config(ImportConfig, path)
-        model, chat_format = imported.model, imported.chat_format
-        trained_on, untraced = (), os.fspath(path)
-    else:
-        raise UserError(f"{path} was made by wizard {stage} and holds no model: give the folder of a run")
-    if stage == "train" and run.adapter is not None and isinstance(run.init, FromCheckpoint):
-        restored = merged_params(path, run.init, model=model, adapter=run.adapter, step=step, mesh=mesh)
-    else:
+    found = find_model(path, step=step)
+    abstract = abstract_on(mesh, found.config)
+    if found.adapter is not None:
+        adapter, init = found.adapter
+        restored = merged_params(path, init, model=found.config, adapter=adapter, step=step, mesh=mesh)
+    elif found.run is not None:
         with CheckpointStore(path / CHECKPOINTS) as store:
-            restored = store.restore({PARAMS: abstract_on(mesh, model)}, step=step)
-    for note in restored.notes:
+            restored = store.restore({PARAMS: abstract}, step=step)
+    else:
+        restored = None
+    for note in restored.notes if restored else ():
         _log.warning(note)
     return OpenedModel(
         path=path,
-        params=restored.trees[PARAMS],
-        config=model,
-        tokenizer=Tokenizer(tokenizer_file(path)),
-        chat_format=chat_format,
-        trained_on=trained_on,
-        step=restored.step,
-        untraced=untraced,
-        notes=restored.notes,
+        params=_folder_params(found, abstract=abstract) if restored is None else restored.trees[PARAMS],
+        config=found.config,
+        tokenizer=found.tokenizer,
+        chat_format=found.chat_format,
+        trained_on=found.trained_on,
+        step=None if restored is None else restored.step,
+        untraced=found.untraced,
+        notes=() if restored is None else restored.notes,
     )
 
 
+def _folder_params(found: FoundModel, *, abstract: decoder.Params) -> decoder.Params:
+    if found.stage == "import":
+        check_imported(found.path)
+    return load_folder(found.path, found.config, abstract=abstract)
+
+
+def check_imported(path: Path) -> None:
+    """Raises UserError: the weights of an imported model are not what was imported."""
+    if (problem := damage(path)) is not None:
+        raise UserError(f"{path}: {problem}; put the file back, or import the model into a new folder")
+
+
 def _origin(run: TrainConfig) -> tuple[tuple[str, ...], str]:
-    """`OpenedModel.trained_on` and `untraced` of a run."""
+    """`trained_on` and `untraced` of a run."""
     own = tuple(member.dataset for member in run.data.members)
     if not isinstance(run.init, FromCheckpoint):
         return own, ""
@@ -112,24 +157,6 @@ def _origin(run: TrainConfig) -> tuple[tuple[str, ...], str]:
         return own, source
     earlier, untraced = _origin(load_config(TrainConfig, source))
     return own + earlier, untraced
-
-
-def _open_hugging_face(path: Path, *, mesh: jax.sharding.Mesh | None) -> OpenedModel:
-    model = importing.read_model_config(path)
-    tokenizer = Tokenizer(tokenizer_file(path))
-    check_fits(tokenizer, model, folder=path)
-    abstract = decoder.abstract_params(model)
-    placed = None if mesh is None else shardings(decoder.logical_axes(model), mesh, shapes=abstract)
-    return OpenedModel(
-        path=path,
-        params=importing.load_hf_params(path, model, shardings=placed),
-        config=model,
-        tokenizer=tokenizer,
-        chat_format=importing.read_chat_format(path),
-        trained_on=(),
-        step=None,
-        untraced=os.fspath(path),
-    )
 
 
 def check_fits(tokenizer: Tokenizer, model: ModelConfig, *, folder: Path) -> None:

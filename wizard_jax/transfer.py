@@ -2,67 +2,178 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from etils import epath
 
 from configs.errors import UserError
-from configs.folder import IDENTITY, load_config, open_stage, read_complete, read_identity
-from configs.loader import dump
-from data_gen.config import EvolveConfig
+from configs.folder import IDENTITY, load_config, open_stage, read_identity
 from wizard_jax.chat import check_tokenizer, get_format
-from wizard_jax.convert import importing
-from wizard_jax.convert.export import Dtype, export_hf
-from wizard_jax.convert.peft import export_adapter
+from wizard_jax.convert import hub, imported, importing
+from wizard_jax.convert.export import CARD, Dtype, Places, Weights, from_layers, from_tensors, put_array, write_model
+from wizard_jax.convert.imported import ImportConfig
+from wizard_jax.convert.inventory import INDEX, check_own, read_tensors
+from wizard_jax.convert.new_folder import check_free, new_folder, write_bytes, write_json
+from wizard_jax.convert.peft import write_adapter
+from wizard_jax.convert.safetensors_file import Written
+from wizard_jax.convert.verify import verify_logits, verify_tensors, verify_written
 from wizard_jax.model.config import ModelConfig
-from wizard_jax.model.decoder import count_params
-from wizard_jax.model.lora import needs_qwix
-from wizard_jax.runs import ImportConfig, OpenedModel, check_fits, open_model
+from wizard_jax.model.decoder import Params, count_params
+from wizard_jax.model_card import model_card
+from wizard_jax.progress import Progress, nobody
+from wizard_jax.runs import FoundModel, check_fits, check_imported, find_model, open_model
 from wizard_jax.tokenizer import Tokenizer, tokenizer_file
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
-from wizard_jax.train.config import FromCheckpoint, TrainConfig
-from wizard_jax.train.source import CHECKPOINTS, restore_adapter
+from wizard_jax.train.config import FromCheckpoint
+from wizard_jax.train.source import CHECKPOINTS, abstract_on, merged_params, restore_adapter
+
+Verify = Literal["tensors and logits", "tensors", "nothing"]
+MARK = "export.json"
+"""What an exported folder was made from, so that the same export is not made twice."""
 
 
-def import_model(source: Path, out: Path, *, chat_format: str = "") -> ModelConfig:
-    """Reads a Hugging Face LLaMA folder into `out`, which `init=@FromCheckpoint` and `wizard eval` take.
+def import_model(source: str | Path, out: Path, *, chat_format: str = "", progress: Progress = nobody) -> ModelConfig:
+    """Copies a Hugging Face folder (or hf://owner/name) into `out`, which `init=@FromCheckpoint` and others take.
+
+    Every tensor is checked, and every byte read back, with no more than a part of one in memory.
 
     Raises:
-      UserError: not a LLaMA folder, an unknown chat format, pickled weights, a tokenizer with more tokens than the
-        model, or tensors that do not fit the config (all listed).
+      UserError: no folder of a known model, an unknown chat format, pickled weights, a tokenizer with more tokens than
+        the model, tensors that do not fit the config (all listed) or hold NaN or infinity, or `out` is taken.
     """
-    model = importing.read_model_config(source)
-    tokenizer = Tokenizer(tokenizer_file(source))
-    check_fits(tokenizer, model, folder=source)
-    chat_format = chat_format or importing.read_chat_format(source)
+    named = hub.find(str(source)) if str(source).startswith(hub.SCHEME) else None
+    folder = epath.Path(source) if named is None else epath.Path(hub.fetch(named))
+    if Path(folder).resolve() == out.resolve():
+        raise UserError(f"{source}: is source and --out in one: choose another --out")
+    model = importing.read_model_config(folder)
+    tokenizer_path = tokenizer_file(Path(folder))
+    tokenizer = Tokenizer(tokenizer_path)
+    small = [INDEX, "generation_config.json"]
+    check_own(folder, [*small, *tokenizer.files])
+    check_fits(tokenizer, model, folder=Path(folder))
+    chat_format = chat_format or importing.read_chat_format(folder)
     if chat_format:
         check_tokenizer(get_format(chat_format), tokenizer)
-    config = ImportConfig(source=str(source), model=model, chat_format=chat_format)
-    with open_stage(out, config, stage="import") as folder:
-        if not folder.is_complete:
-            params = importing.load_hf_params(source, model)
-            with CheckpointStore(out / CHECKPOINTS) as store:
-                store.save(0, {PARAMS: params})
-            for name, content in tokenizer.files.items():
-                (out / name).write_bytes(content)
-            folder.complete({"parameters": count_params(model)})
+    stored = read_tensors(folder, model)
+    config = ImportConfig(source=str(named or source), model=model, chat_format=chat_format)
+    with open_stage(out, config, stage="import") as stage:
+        if stage.is_complete:
+            return model
+        try:
+            imported.copy_weights(stored, out, progress=progress)
+        except UserError:
+            shutil.rmtree(out)
+            raise
+        contents = {name: (folder / name).read_bytes() for name in small if (folder / name).exists()}
+        contents |= tokenizer.files
+        for name, content in {**contents, "config.json": (folder / "config.json").read_bytes()}.items():
+            write_bytes(out / name, content)
+        stage.complete({"parameters": count_params(model)})
     return model
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A finished export."""
+
+    folder: Path
+    checks: tuple[str, ...]
+    """Sentences on how it was verified, now or when it was made."""
+    notes: tuple[str, ...] = ()
+    """What was passed over to make it, such as a damaged newer checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """The weights of a model at a checkpoint, ready to be read."""
+
+    weights: Weights
+    step: int | None
+    sha256: str
+    """Of the files that hold them."""
+    notes: tuple[str, ...]
+
+
 def export_model(
-    run: Path, out: Path, *, step: int | None = None, dtype: Dtype = "bfloat16", chat_format: str = ""
-) -> None:
+    run: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    dtype: Dtype = "bfloat16",
+    chat_format: str = "",
+    verify: Verify = "tensors and logits",
+) -> Exported:
     """Writes a run or an imported model as a Hugging Face folder. A finished folder of the same is left as it is.
+
+    One layer's tensor is in memory at a time; of a run with an adapter, one array of all layers.
 
     Raises:
       UserError: no such model or step, no chat format known, or `out` holds something else.
+      VerificationError: what was written is not the model; there is no folder then.
     """
-    model = open_model(run, step=step)
-    chat_format = chat_format or model.chat_format
+    found = find_model(run, step=step)
+    chat_format = chat_format or found.chat_format
     if not chat_format:
         raise UserError(f"{run} names no chat format: say which it was trained with by --chat-format")
-    card = model_card(model, dtype=dtype, chat_format=chat_format)
-    if (out / "README.md").exists() and (out / "README.md").read_text(encoding="utf-8") == card:
-        return
-    export_hf(model.params, model.config, tokenizer_file(run), out, chat_format=chat_format, card=card, dtype=dtype)
+    check_tokenizer(get_format(chat_format), found.tokenizer)
+    opened = _open_weights(found, step=step)
+    mark = _mark(found, opened, dtype=dtype, chat_format=chat_format, kind="merged")
+    if (done := _done(out, mark)) is not None:
+        return done
+    with new_folder(out) as folder:
+        written = write_model(
+            folder, opened.weights, found.config, found.tokenizer, chat_format=chat_format, dtype=dtype
+        )
+        checks = [] if verify == "nothing" else [verify_tensors(folder, written, found.config)]
+        if verify == "tensors and logits":
+
+            def reference(mesh: jax.sharding.Mesh) -> Params:
+                return open_model(run, step=opened.step if found.run is not None else None, mesh=mesh).params
+
+            checks.append(verify_logits(folder, found.config, reference, dtype=dtype))
+        card = model_card(found, step=opened.step, dtype=dtype, chat_format=chat_format, checks=checks)
+        _finish(folder, card=card, mark=mark, checks=checks)
+    return Exported(folder=out, checks=tuple(checks), notes=opened.notes)
+
+
+def _open_weights(found: FoundModel, *, step: int | None) -> _Opened:
+    """Checks the files that hold the weights, and opens them."""
+    path, model = found.path, found.config
+    if found.run is None:
+        if found.stage == "import":
+            check_imported(path)
+        stored = read_tensors(path, model)
+        sha256 = imported.weights_sha256(path) if found.stage == "import" else ""
+        return _Opened(weights=from_tensors(stored), step=None, sha256=sha256, notes=())
+    with CheckpointStore(path / CHECKPOINTS) as store:
+        at, _, notes = store.restore({}, step=step)
+        sha256 = store.params_sha256(at)
+        if found.adapter is None:
+            weights = from_layers(store.read_layers(at, abstract_on(None, model)))
+        else:
+            weights = _merged(found, step=at)
+    return _Opened(weights=weights, step=at, sha256=sha256, notes=notes)
+
+
+def _merged(found: FoundModel, *, step: int) -> Weights:
+    """Base and update in one, an array of all layers at a time: an update is of an array as it was trained."""
+    assert found.adapter is not None
+    adapter, init = found.adapter
+
+    def put(places: Places, written: Written) -> None:
+        def take(path: tuple[str, ...], array: jax.Array) -> None:
+            put_array(path, np.asarray(array), places=places, written=written)
+
+        merged_params(found.path, init, model=found.config, adapter=adapter, step=step, convert=take)
+
+    return put
 
 
 def export_peft(
@@ -73,35 +184,42 @@ def export_peft(
     dtype: Dtype = "float32",
     chat_format: str = "",
     base_model: str = "",
-) -> None:
+    verify: Verify = "tensors and logits",
+) -> Exported:
     """Writes the adapter of a run alone, as `peft` loads it beside its base. A finished folder is left as it is.
 
-    `base_model` is where a reader finds the base; by default the folder that it was imported from.
+    `base_model` is where a reader finds the base; by default the folder that it was imported from. Its tensors are
+    read back; the logits of base and adapter are compared in the export of both in one.
 
     Raises:
       UserError: not a run with an adapter, no such step, no name for the base, or `out` holds something else.
+      VerificationError: what was written is not the adapter; there is no folder then.
     """
-    is_run = (run / IDENTITY).exists() and read_identity(run).stage == "train"
-    config = load_config(TrainConfig, run) if is_run else None
-    if config is None or config.adapter is None or not isinstance(config.init, FromCheckpoint):
+    found = find_model(run, step=step) if _is_run(run) else None
+    if found is None or found.adapter is None:
         raise UserError(f"{run} is not a run with an adapter, and peft loads nothing else: leave --format out")
-    restored = restore_adapter(run, model=config.model, adapter=config.adapter, step=step)
-    base = base_model or _imported_from(config.init)
-    chat_format = chat_format or config.data.chat_format
-    card = _adapter_card(run, config, step=restored.step, base=base, chat_format=chat_format, dtype=dtype)
-    if (out / "README.md").exists() and (out / "README.md").read_text(encoding="utf-8") == card:
-        return
-    export_adapter(
-        restored.trees[PARAMS],
-        config.model,
-        config.adapter,
-        tokenizer_file(run),
-        out,
-        base_model=base,
-        chat_format=chat_format,
-        card=card,
-        dtype=dtype,
-    )
+    adapter, init = found.adapter
+    with CheckpointStore(run / CHECKPOINTS) as store:
+        at, _, notes = store.restore({}, step=step)
+        sha256 = store.params_sha256(at)
+    trained = restore_adapter(run, model=found.config, adapter=adapter, step=at).trees[PARAMS]
+    base = base_model or _imported_from(init)
+    chat_format = chat_format or found.chat_format
+    opened = _Opened(weights=lambda *_: None, step=at, sha256=sha256, notes=notes)
+    mark = {**_mark(found, opened, dtype=dtype, chat_format=chat_format, kind="peft"), "base": base}
+    if (done := _done(out, mark)) is not None:
+        return done
+    told: dict[str, Any] = {"base_model": base, "chat_format": chat_format, "dtype": dtype}
+    with new_folder(out) as folder:
+        written = write_adapter(folder, trained, found.config, adapter, found.tokenizer, **told)
+        checks = [] if verify == "nothing" else [verify_written(written)]
+        card = model_card(found, step=at, dtype=dtype, chat_format=chat_format, checks=checks, peft_base=base)
+        _finish(folder, card=card, mark=mark, checks=checks)
+    return Exported(folder=out, checks=tuple(checks), notes=notes)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / IDENTITY).exists() and read_identity(path).stage == "train"
 
 
 def _imported_from(init: FromCheckpoint) -> str:
@@ -114,57 +232,31 @@ def _imported_from(init: FromCheckpoint) -> str:
     )
 
 
-def _adapter_card(run: Path, config: TrainConfig, *, step: int, base: str, chat_format: str, dtype: str) -> str:
-    adapter = config.adapter
-    assert adapter is not None
-    lines = [
-        *("---", "library_name: peft", f"base_model: {base}", "pipeline_tag: text-generation", "---", ""),
-        *(f"# {run.name}", ""),
-        f"A LoRA adapter of rank {adapter.rank} for `{base}`, written in {dtype} by wizard_jax.",
-        f"It was trained with the chat format `{chat_format}`.",
-    ]
-    if needs_qwix(adapter):
-        lines += ["", f"Its base was kept in {adapter.base} while it was trained: beside whole weights it answers a"]
-        lines += ["little differently. The merged export of the same run is exactly what was trained."]
-    lines += ["", f"Checkpoint {step}.", "", "## Settings", "", "```", dump(config).rstrip(), "```"]
-    return "\n".join(lines) + "\n"
+def _mark(found: FoundModel, opened: _Opened, *, dtype: str, chat_format: str, kind: str) -> dict[str, Any]:
+    """What makes an export what it is."""
+    return {
+        "identity": read_identity(found.path).identity if found.stage else "",
+        "step": opened.step,
+        "weights_sha256": opened.sha256,
+        "tokenizer_sha256": found.tokenizer.sha256,
+        "format": kind,
+        "dtype": dtype,
+        "chat_format": chat_format,
+    }
 
 
-def model_card(model: OpenedModel, *, dtype: str, chat_format: str) -> str:
-    """The README.md of an exported model: what it is, what it was trained on, by which settings."""
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
-        "",
-        f"# {model.path.name}",
-        "",
-    ]
-    lines.append(f"A LLaMA with {model.config.n_layers} layers, written in {dtype} by wizard_jax.")
-    lines.append(f"It was trained with the chat format `{chat_format}`.")
-    stage = read_identity(model.path).stage
-    if stage == "train":
-        run = load_config(TrainConfig, model.path)
-        length = f"{run.epochs:g} epochs" if run.steps is None else f"{run.steps} steps"
-        lines += ["", f"Checkpoint {model.step} of {length}.", "", "## Data"]
-        lines += [line for dataset in model.trained_on for line in _data_lines(Path(dataset))]
-        lines += ["", "## Settings", "", "```", dump(run).rstrip(), "```"]
-    else:
-        lines += ["", f"It was imported from {load_config(ImportConfig, model.path).source}, and not trained since."]
-    return "\n".join(lines) + "\n"
+def _done(out: Path, mark: Mapping[str, Any]) -> Exported | None:
+    """The export that is there already; None where there is none. Raises ConversionError: there is something else."""
+    try:
+        told = json.loads((out / MARK).read_text())
+        if told["made_from"] == mark and mark["weights_sha256"]:
+            return Exported(folder=out, checks=tuple(told["checks"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    check_free(out)
+    return None
 
 
-def _data_lines(dataset: Path) -> list[str]:
-    """What is known of a data set: how many records, and which model wrote them."""
-    dataset = dataset.parent if (dataset.parent / "identity.json").exists() else dataset  # its shards were named
-    if not (dataset / "identity.json").exists():
-        return ["", f"Conversations of {dataset}."]
-    summary = read_complete(dataset)
-    config = load_config(EvolveConfig, dataset)
-    models = ", ".join(summary["models"])
-    lines = ["", f"{summary['records']:,} conversations, evolved in up to {config.rounds} rounds."]
-    lines.append(f"Instructions were rewritten and answered by: {models}.")
-    if "simulated-llm" in models:
-        lines += ["", "That model is a simulation: this checkpoint shows that the pipeline works, and nothing else."]
-    return lines
+def _finish(folder: Path, *, card: str, mark: Mapping[str, Any], checks: Sequence[str]) -> None:
+    write_bytes(folder / CARD, card.encode())
+    write_json(folder / MARK, {"made_from": dict(mark), "checks": list(checks)})

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
 import math
 import os
 import pathlib
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 
 from wizard_jax.chat import ChatFormat, end_id, get_format
 from wizard_jax.convert import architectures
-from wizard_jax.convert.importing import INDEX, SINGLE
-from wizard_jax.convert.tensors import Array, ConversionError, Place, at, stored_shape, to_stored
+from wizard_jax.convert.imported import check_room
+from wizard_jax.convert.inventory import INDEX, SINGLE
+from wizard_jax.convert.new_folder import new_folder, write_bytes, write_json
+from wizard_jax.convert.safetensors_file import Stored, Written
+from wizard_jax.convert.tensors import Array, ConversionError, Path, Place, at, stored_shape
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.tokenizer import JSON, SENTENCEPIECE, Tokenizer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Rows = tuple[Place, ...]
-Shard = list[tuple[str, Rows]]
+Places: TypeAlias = Mapping[str, tuple[Place, ...]]
+Weights: TypeAlias = Callable[[Places, Written], None]
+"""Puts every tensor of the places, in any order."""
+ReadLayer: TypeAlias = Callable[[Path, int | None], Array]
+"""An array of our tree by its path, or one layer of a stacked one."""
 
-
-class Tensor(NamedTuple):
-    """What is to be stored; its values are made when it is written."""
-
-    name: str
-    shape: tuple[int, ...]
-    values: Callable[[], Array]
-
-
-CODES: dict[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+CARD = "README.md"
 GIB = 1 << 30
 
 
@@ -51,45 +44,111 @@ def export_hf(
     dtype: Dtype = "bfloat16",
     max_shard_bytes: int = 5 * GIB,
 ) -> pathlib.Path:
-    """Write a Hugging Face folder, one tensor in memory at a time; `card` is the text of its README.md.
+    """Write a Hugging Face folder of parameters; `card` is the text of its README.md.
 
     The folder appears under its name when it is complete, and not before. Raises ConversionError: it is there
     already, the tokenizer does not fit, or a value is not finite in `dtype`. Raises ChatError: the tokenizer lacks what
     the chat format needs.
     """
+    tokenizer = Tokenizer(tokenizer_path)
     with new_folder(out) as folder:
-        tokenizer, end = write_tokenizer(folder, tokenizer_path, model=config, chat_format=chat_format)
-        _write_weights(params, folder, config=config, dtype=dtype, max_shard_bytes=max_shard_bytes)
-        write_json(folder / "config.json", _model_config(config, tokenizer=tokenizer, end=end, dtype=dtype))
-        write_json(folder / "generation_config.json", _generation_config(tokenizer, end=end))
-        write_bytes(folder / "README.md", card.encode())
+        weights = from_params(params)
+        write_model(
+            folder,
+            weights,
+            config,
+            tokenizer,
+            chat_format=chat_format,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+        )
+        write_bytes(folder / CARD, card.encode())
     return pathlib.Path(out)
 
 
-@contextlib.contextmanager
-def new_folder(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A folder to write to, which gets the name `out` once all is written. Raises ConversionError: `out` is taken."""
-    target = pathlib.Path(out)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ConversionError(f"{target}: exists already; remove it or export to another folder")
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    partial.replace(target)
+def write_model(
+    folder: pathlib.Path,
+    weights: Weights,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    chat_format: str,
+    dtype: Dtype,
+    max_shard_bytes: int = 5 * GIB,
+) -> Written:
+    """Write all files of a Hugging Face folder but its card, with as much in memory as `weights` puts at a time.
+
+    Returns what was put, so that it can be compared with what is there. Raises as `export_hf`.
+    """
+    end = write_tokenizer(folder, tokenizer, model=config, chat_format=chat_format)
+    places = architectures.places(config)
+    shards = _plan_shards(places, dtype=dtype, limit=max_shard_bytes)
+    total = sum(_bytes(shape, dtype) for shard in shards.values() for shape in shard.values())
+    check_room(folder, total)
+    with Written(folder, shards, dtype=dtype) as written:
+        weights(places, written)
+    if len(shards) > 1:
+        weight_map = {tensor: name for name, shard in shards.items() for tensor in shard}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(folder / "config.json", _model_config(config, tokenizer=tokenizer, end=end, dtype=dtype))
+    write_json(folder / "generation_config.json", _generation_config(tokenizer, end=end))
+    return written
 
 
-def write_tokenizer(
-    folder: pathlib.Path, tokenizer_path: str | os.PathLike[str], *, model: ModelConfig, chat_format: str
-) -> tuple[Tokenizer, int]:
-    """The tokenizer's files, with the template of the chat format; the tokenizer, and what ends an answer.
+def from_layers(read: ReadLayer) -> Weights:
+    """Weights that are read one layer's array at a time, in the order of the tensors."""
+
+    def put(places: Places, written: Written) -> None:
+        for name, rows in places.items():
+            for place in rows:
+                _put(name, place, read(place.path, place.layer), written)
+
+    return put
+
+
+def from_params(params: decoder.Params) -> Weights:
+    """The weights of a tree of parameters."""
+
+    def read(path: Path, layer: int | None) -> Array:
+        array = at(params, path)
+        return np.asarray(array if layer is None else array[layer])
+
+    return from_layers(read)
+
+
+def from_tensors(stored: Mapping[str, Stored]) -> Weights:
+    """The tensors of a Hugging Face folder, in bounded parts."""
+
+    def put(places: Places, written: Written) -> None:
+        for name in places:
+            for row, part in stored[name].parts():
+                written.put(name, part, row=row)
+
+    return put
+
+
+def put_array(path: Path, array: Array, *, places: Places, written: Written) -> None:
+    """Puts all that is stored of one of our arrays, of all layers where it is stacked."""
+    for name, rows in places.items():
+        for place in rows:
+            if place.path == path:
+                _put(name, place, array if place.layer is None else array[place.layer], written)
+
+
+def _put(name: str, place: Place, array: Array, written: Written) -> None:
+    if array.shape != place.shape:
+        raise ConversionError(f"{name}: parameters have shape {array.shape}, the config says {place.shape}")
+    written.put(name, place.to_stored(array), row=place.row)
+
+
+def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, model: ModelConfig, chat_format: str) -> int:
+    """The tokenizer's files, with the template of the chat format; returns what ends an answer.
 
     Raises ConversionError: it does not fit the model; ChatError: it lacks what the chat format needs.
     """
-    tokenizer = Tokenizer(tokenizer_path)
     if tokenizer.vocab_size > model.vocab_size:
         raise ConversionError(
-            f"{tokenizer_path}: has {tokenizer.vocab_size} tokens, the model only {model.vocab_size}: "
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.vocab_size}: "
             "give the tokenizer that it was trained with"
         )
     chat = get_format(chat_format)
@@ -98,79 +157,27 @@ def write_tokenizer(
         write_bytes(folder / name, content)
     write_json(folder / "tokenizer_config.json", _tokenizer_config(model, tokenizer, chat_format=chat, end=end))
     write_json(folder / "special_tokens_map.json", _special_tokens(tokenizer, end=end))
-    return tokenizer, end
+    return end
 
 
-def _write_weights(
-    params: decoder.Params, folder: pathlib.Path, *, config: ModelConfig, dtype: Dtype, max_shard_bytes: int
-) -> None:
-    shards = _plan_shards(architectures.places(config), dtype=dtype, limit=max_shard_bytes)
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        names = [SINGLE]
-    for name, shard in zip(names, shards, strict=True):
-        tensors = [
-            Tensor(tensor, stored_shape(rows), functools.partial(_stored, tensor, rows, params=params))
-            for tensor, rows in shard
-        ]
-        write_shard(folder / name, tensors, dtype=dtype)
-    if len(shards) > 1:
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor, _ in shard}
-        total = sum(_bytes(stored_shape(rows), dtype) for shard in shards for _, rows in shard)
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _plan_shards(places: dict[str, Rows], *, dtype: Dtype, limit: int) -> list[Shard]:
-    """Tensors in order, a new file whenever the next one would pass the limit."""
-    shards: list[Shard] = [[]]
+def _plan_shards(places: Places, *, dtype: Dtype, limit: int) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Files of tensors and their shapes, in order, a new one whenever the next tensor would pass the limit."""
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
     for name, rows in places.items():
-        size = _bytes(stored_shape(rows), dtype)
-        if shards[-1] and filled + size > limit:
-            shards.append([])
+        shape = stored_shape(rows)
+        if shards[-1] and filled + _bytes(shape, dtype) > limit:
+            shards.append({})
             filled = 0
-        shards[-1].append((name, rows))
-        filled += size
-    return shards
+        shards[-1][name] = shape
+        filled += _bytes(shape, dtype)
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
 
 
 def _bytes(shape: tuple[int, ...], dtype: Dtype) -> int:
     return math.prod(shape) * jnp.dtype(dtype).itemsize
-
-
-def write_shard(path: pathlib.Path, tensors: Sequence[Tensor], *, dtype: Dtype) -> None:
-    """The safetensors format: header length, JSON header, then the tensors without gaps.
-
-    (`safetensors.numpy.save_file` needs all tensors of a file in memory at once.)
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + _bytes(tensor.shape, dtype)
-        header[tensor.name] = {"dtype": CODES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            with np.errstate(over="ignore"):  # an overflow is found by its infinity
-                array = tensor.values().astype(dtype)
-            if not np.isfinite(array).all():
-                raise ConversionError(f"{tensor.name}: holds values that are not finite in {dtype}")
-            file.write(np.ascontiguousarray(array).view(np.uint8).data)
-        _sync(file)
-
-
-def _stored(name: str, rows: Rows, *, params: decoder.Params) -> Array:
-    arrays = [_of_layer(at(params, place.path), place.layer) for place in rows]
-    for array, place in zip(arrays, rows, strict=True):
-        if array.shape != place.shape:
-            raise ConversionError(f"{name}: parameters have shape {array.shape}, the config says {place.shape}")
-    return to_stored(rows, arrays)
-
-
-def _of_layer(array: Any, layer: int | None) -> Array:
-    return np.asarray(array if layer is None else array[layer])
 
 
 def _model_config(config: ModelConfig, *, tokenizer: Tokenizer, end: int, dtype: Dtype) -> dict[str, Any]:
@@ -224,19 +231,3 @@ def _special_tokens(tokenizer: Tokenizer, *, end: int) -> dict[str, str]:
     tokens = {"bos_token": tokenizer.bos_id, "eos_token": end, "pad_token": tokenizer.pad_id}
     named = {key: tokenizer.piece(token) for key, token in tokens.items() if token is not None}
     return {**named, "unk_token": "<unk>"} if SENTENCEPIECE in tokenizer.files else named
-
-
-def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        _sync(file)
-
-
-def _sync(file: BinaryIO) -> None:
-    """So that the rename, which says that the folder is complete, can not outlive its contents."""
-    file.flush()
-    os.fsync(file.fileno())

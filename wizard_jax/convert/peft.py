@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -14,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from wizard_jax.convert import architectures
-from wizard_jax.convert.export import Dtype, Tensor, new_folder, write_bytes, write_json, write_shard, write_tokenizer
+from wizard_jax.convert.export import CARD, Dtype, write_tokenizer
 from wizard_jax.convert.families.family import Family
+from wizard_jax.convert.new_folder import new_folder, write_bytes, write_json
+from wizard_jax.convert.safetensors_file import Written
 from wizard_jax.convert.tensors import Array, ConversionError
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import Params
 from wizard_jax.model.lora import LoRA, targets_of
+from wizard_jax.tokenizer import Tokenizer
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -43,15 +45,43 @@ def export_adapter(
 
     The folder appears under its name when it is complete. Raises ConversionError as `export_hf` does.
     """
-    stems = _stems(model, adapter=adapter)
+    tokenizer = Tokenizer(tokenizer_path)
     with new_folder(out) as folder:
-        write_shard(folder / WEIGHTS, list(_tensors(trained, stems, adapter=adapter)), dtype=dtype)
-        write_json(
-            folder / CONFIG, _config(adapter, stems, family=architectures.family_of(model), base_model=base_model)
+        write_adapter(
+            folder,
+            trained,
+            model,
+            adapter,
+            tokenizer,
+            base_model=base_model,
+            chat_format=chat_format,
+            dtype=dtype,
         )
-        write_tokenizer(folder, tokenizer_path, model=model, chat_format=chat_format)
-        write_bytes(folder / "README.md", card.encode())
+        write_bytes(folder / CARD, card.encode())
     return pathlib.Path(out)
+
+
+def write_adapter(
+    folder: pathlib.Path,
+    trained: Params,
+    model: ModelConfig,
+    adapter: LoRA,
+    tokenizer: Tokenizer,
+    *,
+    base_model: str,
+    chat_format: str,
+    dtype: Dtype,
+) -> Written:
+    """Write all files of the adapter's folder but its card. Raises ConversionError as `export_hf` does."""
+    stems = _stems(model, adapter=adapter)
+    tensors = dict(_tensors(trained, stems, adapter=adapter))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    with Written(folder, {WEIGHTS: shapes}, dtype=dtype) as written:
+        for name, tensor in tensors.items():
+            written.put(name, tensor)
+    write_json(folder / CONFIG, _config(adapter, stems, family=architectures.family_of(model), base_model=base_model))
+    write_tokenizer(folder, tokenizer, model=model, chat_format=chat_format)
+    return written
 
 
 def _config(adapter: LoRA, stems: Stems, *, family: Family, base_model: str) -> dict[str, Any]:
@@ -93,7 +123,7 @@ def _stems(model: ModelConfig, *, adapter: LoRA) -> Stems:
     return {name: family.linear_layers[name] for name in targets_of(model, adapter=adapter)}
 
 
-def _tensors(trained: Params, stems: Stems, *, adapter: LoRA) -> Iterator[Tensor]:
+def _tensors(trained: Params, stems: Stems, *, adapter: LoRA) -> Iterator[tuple[str, Array]]:
     for name, halves in trained["layers"].items():
         a, b = (np.asarray(halves[half]) for half in ("a", "b"))
         n = a.shape[0]
@@ -102,4 +132,4 @@ def _tensors(trained: Params, stems: Stems, *, adapter: LoRA) -> Iterator[Tensor
             for half, matrices in of_layers.items():
                 stored: Array = matrices[layer].T
                 key = f"{PREFIX}{stems[name].format(layer)}.lora_{half}.weight"
-                yield Tensor(key, stored.shape, functools.partial(np.asarray, stored))
+                yield key, stored

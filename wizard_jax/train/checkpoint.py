@@ -26,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from configs.errors import UserError
 from wizard_jax.hosts.group import ALONE, Hosts
+from wizard_jax.train.slices import ReadLayer, layer_reader, saved_by_layer
 
 PARAMS = "params"
 LOSS = "loss"
@@ -115,7 +116,8 @@ class CheckpointStore:
             if self._hosts.is_first:
                 self._remove(step)
             self._passed_over.discard(step)
-            response = ocp.save_checkpointables_async(self._path(step), dict(trees), overwrite=True)
+            with saved_by_layer():
+                response = ocp.save_checkpointables_async(self._path(step), dict(trees), overwrite=True)
         except _DAMAGE as error:
             raise self._unsaved(step, error) from error
         self._saving = step, self._thread.submit(self._commit, step, response, loss)
@@ -158,8 +160,9 @@ class CheckpointStore:
         Leaves are `jax.ShapeDtypeStruct`; each is placed by its sharding, whatever mesh it was saved from, or
         on the first device if it has none. Without `step`, a damaged checkpoint is passed over for the one
         before it, which is said in `notes`. With `convert`, the parameters are read one array at a time, and each
-        becomes what `convert(path, array)` makes of it before the next is read. Raises CheckpointError for a
-        damaged `step`, for arrays of other shapes, and if nothing complete is left.
+        becomes what `convert(path, array)` makes of it before the next is read. With no tree in `abstract` the
+        checkpoint is found and its files are checked, for `read_layers`. Raises CheckpointError for a damaged
+        `step`, for arrays of other shapes, and if nothing complete is left.
         """
         candidates = self.agreed_steps()
         if not candidates:
@@ -183,6 +186,12 @@ class CheckpointStore:
             f"no complete checkpoint is left in {self.folder}: {'; '.join(damaged)}. Put the files back, or "
             "start again in a new folder"
         )
+
+    def read_layers(self, step: int, abstract: Any) -> ReadLayer:
+        """Reads the parameters of a whole `step`, one layer at a time. Raises CheckpointError: of another model."""
+        path = self._path(step)
+        _check_shapes(abstract, ocp.checkpointables_metadata(path).metadata[PARAMS], path=path)
+        return layer_reader(path / PARAMS)
 
     def params_sha256(self, step: int) -> str:
         """Of the names, sizes and checksums of the files that hold the parameters of a restored `step`."""
@@ -296,6 +305,8 @@ class CheckpointStore:
                 raise OSError(f"the metadata of {name} is damaged")
         if PARAMS in abstract:
             _check_shapes(abstract[PARAMS], saved[PARAMS], path=path)
+        if not abstract:
+            return {}
         placed = jax.tree.map(_placed, dict(abstract))
         if convert is None:
             return dict(ocp.load_checkpointables(path, placed))

@@ -51,11 +51,10 @@ from wizard_jax.train.optimizer import check_schedule
 from wizard_jax.train.source import (
     CHECKPOINTS,
     INPUT,
-    check_whole,
+    check_source,
     frozen_params,
     read_input,
     source_params,
-    weights_of,
 )
 from wizard_jax.train.step import Steps, TrainState
 from wizard_jax.train.watching.held_out import HeldOutRows
@@ -235,12 +234,7 @@ def _check(config: TrainConfig, tokenizer: Tokenizer) -> None:
         dataset_folder(Path(member.dataset))
     check_tokenizer(get_format(config.data.chat_format), tokenizer)
     if isinstance(config.init, FromCheckpoint):
-        if not weights_of(config.init).steps():
-            raise TrainError(
-                f"init.path {config.init.path} holds no checkpoint: give the folder of a finished `wizard train` "
-                "or `wizard import`"
-            )
-        check_whole(config.init)
+        check_source(config.init)
         _check_same_network(config, config.init)
     if config.adapter is not None and needs_qwix(config.adapter):
         check_extra("qlora", asks=f"adapter.base={config.adapter.base}")
@@ -320,7 +314,9 @@ def _start(config: TrainConfig, folder: Path, *, steps: Steps, hosts: Hosts) -> 
         case RandomInit(seed=seed):
             return steps.init(jax.random.key(seed))
         case FromCheckpoint() as init if config.adapter is None:
-            return steps.start(source_params(init, folder, abstract=steps.abstract.params, hosts=hosts))
+            return steps.start(
+                source_params(init, folder, model=config.model, abstract=steps.abstract.params, hosts=hosts)
+            )
         case FromCheckpoint():
             return steps.start(_frozen(config, folder, steps=steps, hosts=hosts))
 

@@ -6,11 +6,11 @@ import os
 import pathlib
 
 from wizard_jax.chat import check_tokenizer, get_format
-from wizard_jax.convert.export import new_folder, write_bytes
 from wizard_jax.convert.gguf.network import Quantisation, Read, check_known, context_length, unblocked
 from wizard_jax.convert.gguf.ollama import modelfile
 from wizard_jax.convert.gguf.vocabulary import vocabulary
 from wizard_jax.convert.gguf.writing import check_gguf, write_gguf
+from wizard_jax.convert.new_folder import new_folder, write_bytes
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.tokenizer import Tokenizer
 

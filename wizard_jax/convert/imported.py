@@ -1,0 +1,206 @@
+"""The folder of `wizard import`: a Hugging Face folder of which every byte was checked.
+
+model-*.safetensors   as they came, with the index if there is one
+weights.json          size and CRC-32C of each, as they were read back from the disk
+tokenizer.*           and generation_config.json, if there is one
+config.json           after all that it needs, so that nobody loads half a model
+identity.json  config.gin  complete.json   of the stage (see configs/folder.py)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from etils import epath
+
+from configs.folder import fsync_folder, naming, read_complete, write_atomically
+from configs.loader import setting
+from wizard_jax.convert.inventory import Folder, weight_files
+from wizard_jax.convert.safetensors_file import FLOATS, Stored, all_finite, checksum, extended
+from wizard_jax.convert.tensors import ConversionError
+from wizard_jax.hosts.group import ALONE, Hosts
+from wizard_jax.model.config import ModelConfig
+from wizard_jax.progress import Progress
+
+MANIFEST = "weights.json"
+_CHUNK = 1 << 24
+_MINUTES = 60.0  # that hosts wait for one another while files are read through
+
+Sums = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """What `wizard import` was told, and the network that it found."""
+
+    source: str = setting(doc="the Hugging Face folder, or hf:// name at a commit")
+    model: ModelConfig = setting(doc="read from its config.json")
+    chat_format: str = setting("", doc="the format that the model was trained with; '' if none is known")
+
+
+def copy_weights(stored: Mapping[str, Stored], out: Path, *, progress: Progress) -> None:
+    """Copies the files that hold the tensors, and reads them back; those of an earlier start are kept.
+
+    Raises ConversionError: values that are not finite, a disk that holds other bytes than were written, or no room.
+    """
+    files = weight_files(stored)
+    done = {name: told for name, told in _sums(out).items() if _is_kept(out / name, told, files)}
+    missing = [file for file in files if file.name not in done]
+    sizes = {file.name: int(file.stat().length) for file in files}
+    check_room(out, sum(sizes[file.name] for file in missing))
+    total, copied = sum(sizes.values()), sum(sizes[name] for name in done)
+
+    def tell(more: int) -> None:
+        nonlocal copied
+        copied += more
+        progress(copied, total, {})
+
+    def note(waiting: Future[dict[str, Any]], name: str) -> None:
+        done[name] = waiting.result()
+        write_atomically(out / MANIFEST, json.dumps({"files": done}, indent=1, sort_keys=True) + "\n")
+
+    with ThreadPoolExecutor(1, "read-back") as reading:
+        before: tuple[Future[dict[str, Any]], str] | None = None
+        for file in missing:
+            partial = out / f".{file.name}.partial"
+            told = _copy(file, [one for one in stored.values() if one.file == file], partial, tell=tell)
+            if before is not None:
+                note(*before)
+            before = reading.submit(_settle, partial, out / file.name, told), file.name
+        if before is not None:
+            note(*before)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raises ConversionError: the disk has less free than `needed` bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ConversionError(
+            f"{folder}: {needed / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free: make room, or "
+            "choose another --out"
+        )
+
+
+def damage(folder: Folder, *, hosts: Hosts = ALONE) -> str | None:
+    """What is wrong with the weights of an imported folder, or None; of several processes each reads its part.
+
+    Raises FolderError: the import is not finished.
+    """
+    read_complete(folder, stage="import")
+    sums = _sums(folder)
+    problem = None if sums else f"{epath.Path(folder) / MANIFEST} is missing or damaged"
+    for name in sorted(sums)[hosts.index :: hosts.count]:
+        problem = problem or _damage_of(epath.Path(folder) / name, sums[name])
+    told = hosts.gather(f"weights of {os.fspath(folder)}", problem or "", minutes=_MINUTES)
+    return next((one for one in told if one), None)
+
+
+def weights_sha256(folder: Folder) -> str:
+    """Of the names, sizes and checksums of the files that hold the weights."""
+    told = {name: [one["bytes"], one["crc32c"]] for name, one in _sums(folder).items()}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _sums(folder: Folder) -> Sums:
+    try:
+        files: Sums = json.loads((epath.Path(folder) / MANIFEST).read_text())["files"]
+        return {
+            name: {**told, "bytes": int(told["bytes"]), "crc32c": int(told["crc32c"])} for name, told in files.items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _is_kept(copy: Path, told: Mapping[str, Any], files: Iterable[epath.Path]) -> bool:
+    """Whether an earlier start has copied a file that has not changed since."""
+    source = next((file for file in files if file.name == copy.name), None)
+    if source is None or not copy.is_file() or copy.stat().st_size != told["bytes"]:
+        return False
+    return told.get("source") == _seen(source)
+
+
+def _seen(file: epath.Path) -> list[int]:
+    found = os.stat(file)
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _copy(file: epath.Path, tensors: Sequence[Stored], partial: Path, *, tell: Callable[[int], None]) -> dict[str, Any]:
+    """Copies a file, whose tensors follow one another; returns what the copy must be.
+
+    Raises ConversionError, which names all its tensors that hold values that are not finite.
+    """
+    seen = _seen(file)
+    crc, size, broken = 0, 0, []
+    with naming(partial), open(file, "rb") as source, open(partial, "wb", buffering=0) as copy:
+        for last, tensor in _parts(tensors):
+            while size < last:
+                chunk = memoryview(source.read(min(_CHUNK, last - size)))
+                if not chunk:
+                    raise ConversionError(f"{file}: became shorter while it was read; start again when it is whole")
+                if tensor is not None and tensor.name not in broken and not _finite(chunk, tensor):
+                    broken.append(tensor.name)
+                crc = extended(crc, chunk)
+                _write_all(copy, chunk)
+                size += len(chunk)
+                tell(len(chunk))
+    if broken:
+        lines = [f"{file}: {len(broken)} tensor(s) hold NaN or infinity, and nothing can be made of them:", *broken]
+        raise ConversionError("\n  ".join(lines))
+    return {"source": seen, "bytes": size, "crc32c": crc}
+
+
+def _parts(tensors: Sequence[Stored]) -> Iterator[tuple[int, Stored | None]]:
+    """(where it ends, tensor) of the parts of a file: the header, then the tensors."""
+    yield tensors[0].start, None
+    for tensor in tensors:
+        yield tensor.start + tensor.nbytes, tensor
+
+
+def _finite(chunk: memoryview, tensor: Stored) -> bool:
+    """Whether the bytes of a tensor are finite; a value that the file's end has cut is left out."""
+    if tensor.dtype not in FLOATS:
+        return True
+    dtype = FLOATS[tensor.dtype]
+    return all_finite(np.frombuffer(chunk[: len(chunk) // dtype.itemsize * dtype.itemsize], dtype))
+
+
+def _write_all(file: FileIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def _settle(partial: Path, copy: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """Makes a copy durable, reads it back from the disk, and gives it its name."""
+    with naming(copy), open(partial, "rb+") as file:
+        os.fsync(file.fileno())
+    if checksum(partial, 0, told["bytes"]) != told["crc32c"]:
+        raise ConversionError(f"{copy}: the disk holds other bytes than were written: do not trust it, use another")
+    os.replace(partial, copy)
+    fsync_folder(copy.parent)
+    return told
+
+
+def _damage_of(file: epath.Path, told: Mapping[str, Any]) -> str | None:
+    try:
+        if not file.exists():
+            return f"{file} is missing"
+        if (found := int(file.stat().length)) != told["bytes"]:
+            return f"{file} has {found:,} bytes of {told['bytes']:,}"
+        crc = 0
+        with file.open("rb") as opened:
+            while chunk := opened.read(_CHUNK):
+                crc = google_crc32c.extend(crc, chunk)
+    except OSError as error:
+        return f"{file} can not be read: {error}"
+    return None if crc == told["crc32c"] else f"{file} has other bytes than were imported (CRC-32C)"
