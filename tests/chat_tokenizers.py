@@ -25,6 +25,7 @@ LLAMA3_WORDS = (
 )
 QWEN_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+OPT_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
 LLAMA3_SPECIAL = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -83,6 +84,44 @@ def like_starcoder(folder: pathlib.Path) -> pathlib.Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     name_ends(folder, bos="<|endoftext|>", eos="<|endoftext|>", kind="GPT2Tokenizer")
     return folder / "tokenizer.json"
+
+
+def like_opt(folder: pathlib.Path) -> pathlib.Path:
+    """GPT-2's pieces after four of OPT's own, in two files, as OPT's folders have them."""
+    tokenizer = _of_bytes(pre_tokenizers.ByteLevel(add_prefix_space=False), special=OPT_FIRST, first="special")
+    tokenizer.model.save(str(folder))
+    end = {"__type": "AddedToken", "content": "</s>", "lstrip": False, "normalized": True, "rstrip": False}
+    config = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "add_prefix_space": False, "errors": "replace"}
+    config |= {"bos_token": end, "eos_token": end, "unk_token": end, "pad_token": {**end, "content": "<pad>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").write_text(
+        json.dumps({"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"})
+    )
+    return folder / "vocab.json"
+
+
+def like_galactica(folder: pathlib.Path) -> pathlib.Path:
+    """Digits and punctuation apart, pieces that never span a marker of its corpus; its config names no ends."""
+    marker = pre_tokenizers.Split("SPL1T-TH1S-Pl3A5E", behavior="removed")
+    apart = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    special = ("<s>", "<pad>", "</s>", "<unk>", "[START_REF]", "[END_REF]")
+    tokenizer = _of_bytes(pre_tokenizers.Sequence([marker, *apart]), special=special, first="special")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return folder / "tokenizer.json"
+
+
+def with_added(file: pathlib.Path, **contents: bool) -> pathlib.Path:
+    """LLaMA's with tokens added after its own, as transformers writes them; content -> whether it is special."""
+    size = Tokenizer(file).vocab_size
+    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    decoder = {
+        str(size + i): {"content": content, **plain, "special": special}
+        for i, (content, special) in enumerate(contents.items())
+    }
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "legacy": True}
+    file.with_name("tokenizer_config.json").write_text(json.dumps(config | {"added_tokens_decoder": decoder}))
+    return file
 
 
 def _of_bytes(

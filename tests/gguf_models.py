@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chat_tokenizers import like_llama, like_llama3, like_qwen, like_starcoder
+from chat_tokenizers import like_llama, like_llama3, like_qwen, like_starcoder, with_added
 
 from wizard_jax.convert.tensors import Array, Place, at
 from wizard_jax.model import decoder
@@ -80,8 +80,15 @@ def _qwen(family: str, **changes: Any) -> Tiny:
 
 
 LLAMA3 = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=64)
+
+
+def like_llama_with_turns(folder: pathlib.Path) -> pathlib.Path:
+    return with_added(like_llama(folder), **{"<|im_start|>": True, "<|im_end|>": True, "<think>": False})
+
+
 MODELS: dict[str, Tiny] = {
     "llama": _llama(),
+    "llama with added tokens": _llama(like_llama_with_turns, "chatml"),
     "llama with biases": _llama(biases=("q", "k", "v", "o", "gate", "up", "down")),
     "llama 3.1": _llama(like_llama3, "llama3", rope_scaling=LLAMA3, tied_embeddings=True),
     "linear": _llama(rope_scaling=LinearScaling(factor=4.0)),

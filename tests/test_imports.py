@@ -24,7 +24,8 @@ ALLOWED = {
 """Package -> the packages of this project that it may import."""
 
 LEVELS = (
-    {"tokenizer_engines", "progress", "doctor", "hosts"},
+    {"tokenizer_files", "progress", "doctor", "hosts"},
+    {"tokenizer_engines"},
     {"tokenizer", "chat_formats"},
     {"chat"},
     {"data", "model"},

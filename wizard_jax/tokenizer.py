@@ -1,4 +1,4 @@
-"""Tokenizers: a SentencePiece `tokenizer.model`, LLaMA's own or one trained here, or a `tokenizer.json`."""
+"""Tokenizers: a SentencePiece `tokenizer.model`, LLaMA's or one trained here, a `tokenizer.json`, or GPT-2's files."""
 
 from __future__ import annotations
 
@@ -12,26 +12,19 @@ from typing import Any, Literal
 
 import sentencepiece
 
-from wizard_jax.tokenizer_engines import (
-    JSON,
-    JSON_CONFIG,
-    SENTENCEPIECE,
-    WITH_LEADING_SPACE,
-    Engine,
-    JsonEngine,
-    SentencePieceEngine,
-    TokenizerError,
-)
+from wizard_jax.tokenizer_engines import WITH_LEADING_SPACE, Engine, JsonEngine, SentencePieceEngine
+from wizard_jax.tokenizer_files import JSON, PIECES, SENTENCEPIECE, AddedToken, TokenizerError, read_files
 
 __all__ = ["JSON", "SENTENCEPIECE", "Tokenizer", "TokenizerError", "tokenizer_file", "train_tokenizer"]
 
 
 def tokenizer_file(folder: pathlib.Path) -> pathlib.Path:
-    """The tokenizer of a model's folder: its SentencePiece file, which is the original, before its JSON.
+    """The tokenizer of a model's folder: its SentencePiece file, which is the original, before its JSON, and that
+    before the two files of GPT-2.
 
-    Raises TokenizerError: it holds neither.
+    Raises TokenizerError: it holds none of them.
     """
-    found = [folder / name for name in (SENTENCEPIECE, JSON) if (folder / name).is_file()]
+    found = [folder / name for name in (SENTENCEPIECE, JSON, PIECES) if (folder / name).is_file()]
     if not found:
         raise TokenizerError(f"{folder} holds no {SENTENCEPIECE} and no {JSON}: put the one of this model there")
     return found[0]
@@ -48,15 +41,7 @@ class Tokenizer:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises TokenizerError: no such file, no tokenizer, or one without EOS."""
         file = pathlib.Path(path)
-        if not file.is_file():
-            raise TokenizerError(f"there is no tokenizer file {file}: give the path of a {SENTENCEPIECE} or {JSON}")
-        if file.suffix == ".json":
-            files = {JSON: file.read_bytes()}
-            config = file.with_name(JSON_CONFIG)
-            if config.is_file():
-                files[JSON_CONFIG] = config.read_bytes()
-        else:
-            files = {SENTENCEPIECE: file.read_bytes()}
+        files = read_files(file)
         self._engine = _engine(files, name=str(file))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -85,6 +70,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return self._engine.vocab_size
+
+    @property
+    def added(self) -> Mapping[int, AddedToken]:
+        """Tokens that are not put together from pieces, by id; of SentencePiece those alone that were added to it."""
+        return self._engine.added
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -5,18 +5,27 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
+import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import sentencepiece
 import tokenizers
 
-from configs.errors import UserError
-
-SENTENCEPIECE = "tokenizer.model"
-JSON = "tokenizer.json"
-JSON_CONFIG = "tokenizer_config.json"
+from wizard_jax.tokenizer_files import (
+    JSON,
+    JSON_CONFIG,
+    SENTENCEPIECE,
+    AddedToken,
+    TokenizerError,
+    added_tokens,
+    as_decoder,
+    as_object,
+    config_of,
+    content_of,
+)
 
 # Protobuf messages merge when concatenated: ModelProto.normalizer_spec (3) .add_dummy_prefix (3).
 WITHOUT_LEADING_SPACE = b"\x1a\x02\x18\x00"
@@ -26,10 +35,6 @@ NAMED_ENDS = (("<|begin_of_text|>", "<|end_of_text|>"), ("<s>", "</s>"))
 """BOS and EOS of Llama 3, and of Llama 1 and 2: a tokenizer.json does not say which of its tokens these are."""
 
 
-class TokenizerError(UserError):
-    """A tokenizer file cannot be used, or a tokenizer cannot be trained as asked."""
-
-
 class Engine(Protocol):
     """Text to ids and back. The text is valid Unicode, and none of it becomes a control id."""
 
@@ -37,6 +42,8 @@ class Engine(Protocol):
     eos_id: int
     pad_id: int
     vocab_size: int
+    added: Mapping[int, AddedToken]
+    """Tokens beyond those that it was trained with, by id."""
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -54,39 +61,99 @@ class Engine(Protocol):
 
 
 class SentencePieceEngine:
-    """LLaMA's own `tokenizer.model`, or one trained here that is built like it."""
+    """LLaMA's own `tokenizer.model`, or one trained here that is built like it, and the tokens added to it."""
 
     def __init__(self, files: Mapping[str, bytes], *, name: str) -> None:
-        """Raises TokenizerError: no SentencePiece model, or one without BOS and EOS."""
-        self.files: Mapping[str, bytes] = {SENTENCEPIECE: files[SENTENCEPIECE]}
-        self._processor = _load(files[SENTENCEPIECE], name=name)
-        self.bos_id: int | None = int(self._processor.bos_id())
-        self.eos_id = int(self._processor.eos_id())
-        if self.bos_id < 0 or self.eos_id < 0:
+        """Raises TokenizerError: no SentencePiece model, one without EOS, or tokens added in place of others."""
+        self._processor, self._name = _load(files[SENTENCEPIECE], name=name), name
+        self._pieces = int(self._processor.vocab_size())
+        config = config_of(files, name=name)
+        self.added: Mapping[int, AddedToken] = self._added(config)
+        self._ids = {token.content: number for number, token in self.added.items()}
+        self._in_text = _either([token.content for token in self.added.values() if not token.special])
+        bos, eos = (self._end(config, key) for key in ("bos_token", "eos_token"))
+        if bos is None or eos is None:
             raise TokenizerError(f"{name} has no BOS or no EOS token (LLaMA tokenizers have both): use another")
+        self.bos_id: int | None = bos
+        self.eos_id = eos
         pad = int(self._processor.pad_id())
         self.pad_id = pad if pad >= 0 else self.eos_id
-        self.vocab_size = int(self._processor.vocab_size())
+        self.vocab_size = max([self._pieces, *(number + 1 for number in self.added)])
+        self.files: Mapping[str, bytes] = {SENTENCEPIECE: files[SENTENCEPIECE], **self._config_file()}
 
     def encode(self, text: str) -> list[int]:
-        return list(self._processor.encode(text))
+        return self._with_added(text, [self._processor])
 
     def encode_continuation(self, text: str) -> list[int]:
-        return list(self._continuing.encode(text))
+        return self._with_added(text, [self._continuing, self._processor])
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._processor.decode(ids))
+        parts = []
+        for is_added, run in itertools.groupby(ids, key=self.added.__contains__):
+            if is_added:
+                parts += [self.added[token].content for token in run if not self.added[token].special]
+            else:
+                parts.append(str(self._processor.decode(list(run))))
+        return "".join(parts)
 
     def piece(self, token: int) -> str:
-        return str(self._processor.id_to_piece(token))
+        return self.added[token].content if token in self.added else str(self._processor.id_to_piece(token))
 
     def special_id(self, name: str) -> int | None:
+        if name in self._ids:
+            return self._ids[name] if self.added[self._ids[name]].special else None
         token = int(self._processor.piece_to_id(name))
         return token if self._processor.is_control(token) and self.piece(token) == name else None
+
+    def _with_added(self, text: str, processors: Sequence[sentencepiece.SentencePieceProcessor]) -> list[int]:
+        """The ids of a text, whose parts between added tokens are encoded by themselves, the first as given."""
+        ids: list[int] = []
+        for index, part in enumerate(self._in_text.split(text) if self._in_text else [text]):
+            if index % 2:
+                ids.append(self._ids[part])
+            elif part or not index:
+                ids += processors[min(index, len(processors) - 1)].encode(part)
+        return ids
+
+    def _added(self, config: Mapping[str, Any]) -> dict[int, AddedToken]:
+        found = added_tokens(config, name=self._name)
+        for number, token in found.items():
+            if number < self._pieces and self._processor.id_to_piece(number) != token.content:
+                raise TokenizerError(
+                    f"{JSON_CONFIG} beside {self._name}: the added token {token.content!r} has the id {number} of the "
+                    f"piece {self._processor.id_to_piece(number)!r}: put the files of one model there"
+                )
+        return {number: token for number, token in found.items() if number >= self._pieces}
+
+    def _end(self, config: Mapping[str, Any], key: str) -> int | None:
+        """BOS or EOS: what the config beside it names, or the model's own."""
+        own = int(self._processor.bos_id() if key == "bos_token" else self._processor.eos_id())
+        named = content_of(config.get(key))
+        if not named:
+            return own if own >= 0 else None
+        found = self.special_id(named)
+        if found is None:
+            raise TokenizerError(f"{JSON_CONFIG} beside {self._name}: {key} is {named!r}, no special token of it")
+        return found
+
+    def _config_file(self) -> dict[str, bytes]:
+        """What the model itself does not say."""
+        ends = {"bos_token": self.bos_id, "eos_token": self.eos_id}
+        own = {"bos_token": int(self._processor.bos_id()), "eos_token": int(self._processor.eos_id())}
+        told: dict[str, Any] = {key: self.piece(ends[key] or 0) for key in ends if ends[key] != own[key]}
+        if self.added:
+            told["added_tokens_decoder"] = as_decoder(self.added)
+        return {JSON_CONFIG: (json.dumps(told, ensure_ascii=False) + "\n").encode()} if told else {}
 
     @functools.cached_property
     def _continuing(self) -> sentencepiece.SentencePieceProcessor:
         return _load(self.files[SENTENCEPIECE] + WITHOUT_LEADING_SPACE, name="tokenizer without a leading space")
+
+
+def _either(contents: Sequence[str]) -> re.Pattern[str] | None:
+    """A pattern that finds any of them, the longest first; None: there are none."""
+    longest_first = sorted(contents, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if contents else None
 
 
 def _load(model: bytes, *, name: str) -> sentencepiece.SentencePieceProcessor:
@@ -123,7 +190,7 @@ class JsonEngine:
 
     def __init__(self, files: Mapping[str, bytes], *, name: str) -> None:
         """Raises TokenizerError: not such a file, or its EOS is not known."""
-        raw = _object(files[JSON], name=name)
+        raw = as_object(files[JSON], name=name)
         if not isinstance(raw.get("model"), dict):
             raise TokenizerError(f"{name} is not a tokenizer.json: it has no model")
         raw |= {"truncation": None, "padding": None, "post_processor": None}
@@ -132,8 +199,11 @@ class JsonEngine:
         # Of `prepend_scheme = "first"`: chat formats put BOS first, so no text of theirs is.
         self._tokenizer = self._built({"first"})
         added = self._tokenizer.get_added_tokens_decoder()
+        self.added: Mapping[int, AddedToken] = {
+            i: AddedToken(content=token.content, special=token.special) for i, token in added.items()
+        }
         self._special = {token.content: number for number, token in added.items() if token.special}
-        bos, eos = self._ends(files.get(JSON_CONFIG))
+        bos, eos = self._ends(config_of(files, name=name))
         self.bos_id = None if bos is None else self._special[bos]
         self.eos_id = self._special[eos]
         self.pad_id = self.eos_id
@@ -167,10 +237,9 @@ class JsonEngine:
             )
         return ids
 
-    def _ends(self, config: bytes | None) -> tuple[str | None, str]:
+    def _ends(self, told: Mapping[str, Any]) -> tuple[str | None, str]:
         """The contents of BOS, if there is one, and EOS."""
-        told = {} if config is None else _object(config, name=f"{JSON_CONFIG} beside {self._name}")
-        named = tuple(_content(told.get(key)) for key in ("bos_token", "eos_token"))
+        named = tuple(content_of(told.get(key)) for key in ("bos_token", "eos_token"))
         candidates = [named] if any(named) else NAMED_ENDS
         for bos, eos in candidates:
             if (bos in self._special or not bos) and eos in self._special:
@@ -216,19 +285,3 @@ def _without_space(rule: dict[str, Any], *, without: set[str]) -> dict[str, Any]
         case {"type": "Prepend"} if "always" in without:
             return None
     return rule or None
-
-
-def _content(token: Any) -> str:
-    """Of a token in a tokenizer_config.json; '' for none."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else ""
-
-
-def _object(content: bytes, *, name: str) -> dict[str, Any]:
-    try:
-        raw = json.loads(content)
-    except ValueError as error:
-        raise TokenizerError(f"{name} is not JSON ({error}): copy it again") from error
-    if not isinstance(raw, dict):
-        raise TokenizerError(f"{name} is not a JSON object: give the path of a tokenizer.json")
-    return raw

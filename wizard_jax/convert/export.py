@@ -21,6 +21,7 @@ from wizard_jax.convert.tensors import Array, ConversionError, Path, Place, at, 
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.tokenizer import JSON, SENTENCEPIECE, Tokenizer
+from wizard_jax.tokenizer_files import as_decoder
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Places: TypeAlias = Mapping[str, tuple[Place, ...]]
@@ -213,6 +214,7 @@ def _tokenizer_config(
             "add_bos_token": True,
             "add_eos_token": False,
             "sp_model_kwargs": {},
+            **({"added_tokens_decoder": as_decoder(tokenizer.added)} if tokenizer.added else {}),
         },
         JSON: {"tokenizer_class": "PreTrainedTokenizerFast"},
     }

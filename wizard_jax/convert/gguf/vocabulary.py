@@ -15,7 +15,7 @@ from typing import Any
 
 import gguf  # type: ignore[import-not-found,unused-ignore]
 
-from wizard_jax.convert.gguf.sentencepiece_model import parse
+from wizard_jax.convert.gguf.sentencepiece_model import Piece, parse
 from wizard_jax.convert.tensors import ConversionError
 from wizard_jax.tokenizer import JSON, SENTENCEPIECE, Tokenizer
 
@@ -70,7 +70,7 @@ def vocabulary(tokenizer: Tokenizer, *, size: int) -> Vocabulary:
             "trained with"
         )
     if SENTENCEPIECE in tokenizer.files:
-        return _of_sentencepiece(tokenizer.files[SENTENCEPIECE], size=size)
+        return _of_sentencepiece(tokenizer, size=size)
     raw = json.loads(tokenizer.files[JSON])
     if raw["model"].get("type") != "BPE":
         raise ConversionError(f"llama.cpp reads byte-pair encodings, and this tokenizer.json is {raw['model']['type']}")
@@ -91,8 +91,8 @@ def write_vocabulary(writer: gguf.GGUFWriter, found: Vocabulary) -> None:
         writer.add_unk_token_id(found.unknown_id)
 
 
-def _of_sentencepiece(content: bytes, *, size: int) -> Vocabulary:
-    model = parse(content)
+def _of_sentencepiece(tokenizer: Tokenizer, *, size: int) -> Vocabulary:
+    model = parse(tokenizer.files[SENTENCEPIECE])
     wrong = []
     if model.kind != "bpe":
         wrong.append(f"is of the kind {model.kind!r}, where byte-pair encoding is read")
@@ -104,18 +104,23 @@ def _of_sentencepiece(content: bytes, *, size: int) -> Vocabulary:
         wrong.append("removes repeated spaces, which is not done there")
     if wrong:
         raise ConversionError(f"llama.cpp can not tokenize as this {SENTENCEPIECE}: it {'; it '.join(wrong)}")
-    tokens = _filled([piece.text for piece in model.pieces], size=size)
-    unused = size - len(model.pieces)
-    types = [piece.type for piece in model.pieces]
-    unknown = [i for i, kind in enumerate(types) if kind == gguf.TokenType.UNKNOWN]
+    unused = Piece(text="", score=UNLIKELY, type=int(gguf.TokenType.UNUSED))
+    pieces = [*model.pieces, *[unused] * (size - len(model.pieces))]
+    for token, added in tokenizer.added.items():
+        pieces[token] = Piece(text=added.content, score=UNLIKELY, type=_added_type(added.special))
+    unknown = [token for token, piece in enumerate(pieces) if piece.type == gguf.TokenType.UNKNOWN]
     return Vocabulary(
         model="llama",
-        tokens=tokens,
-        types=[*types, *[int(gguf.TokenType.UNUSED)] * unused],
-        scores=[*(piece.score for piece in model.pieces), *[UNLIKELY] * unused],
+        tokens=_filled([piece.text for piece in pieces], size=size),
+        types=[piece.type for piece in pieces],
+        scores=[piece.score for piece in pieces],
         space_before_text=model.space_before_text,
         unknown_id=unknown[0] if unknown else None,
     )
+
+
+def _added_type(special: bool) -> int:
+    return int(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
 
 
 def _of_bytes(raw: Mapping[str, Any], *, size: int) -> Vocabulary:
@@ -243,15 +248,14 @@ def _space_before_text(raw: Mapping[str, Any]) -> bool:
 
 def _pieces(raw: Mapping[str, Any], *, size: int) -> tuple[list[str], list[int]]:
     """Tokens and types of all ids; those that nothing has are unused."""
-    by_id: dict[int, tuple[str, gguf.TokenType]] = {
-        token: (piece, gguf.TokenType.NORMAL) for piece, token in raw["model"]["vocab"].items()
+    by_id: dict[int, tuple[str, int]] = {
+        token: (piece, int(gguf.TokenType.NORMAL)) for piece, token in raw["model"]["vocab"].items()
     }
     for added in raw.get("added_tokens") or ():
-        kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-        by_id[added["id"]] = added["content"], kind
-    none = "", gguf.TokenType.UNUSED
+        by_id[added["id"]] = added["content"], _added_type(added["special"])
+    none = "", int(gguf.TokenType.UNUSED)
     pieces = [by_id.get(token, none) for token in range(size)]
-    return _filled([piece for piece, _ in pieces], size=size), [int(kind) for _, kind in pieces]
+    return _filled([piece for piece, _ in pieces], size=size), [kind for _, kind in pieces]
 
 
 def _filled(tokens: Sequence[str], *, size: int) -> list[str]:
