@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiny_flow import Flow
 
 from configs.errors import UserError
@@ -112,6 +113,28 @@ def test_an_import_that_was_cut_off_is_finished_when_it_is_run_again(
     import_model(exported, out)
     assert read_complete(out, stage="import") == summary
     jax.tree.map(np.testing.assert_array_equal, open_model(out).params, open_model(flow.run).params)
+
+
+def test_an_import_goes_on_with_the_files_that_are_missing_or_have_changed(exported: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "hf", tmp_path / "imported"
+    shutil.copytree(exported, source)
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    names = sorted(tensors)
+    for number in range(3):
+        save_file({name: tensors[name] for name in names[number::3]}, source / f"model-{number}.safetensors")
+    import_model(source, out)
+    before = files(out)
+    for name in ("complete.json", "config.json", "model-1.safetensors"):
+        (out / name).unlink()
+    changed = {name: tensors[name] + 1 for name in names[2::3]}
+    save_file(changed, source / "model-2.safetensors")
+    import_model(source, out)
+    now = files(out)
+    assert now["model-0.safetensors"] == before["model-0.safetensors"], "it was copied already"
+    assert now["model-1.safetensors"][1] == before["model-1.safetensors"][1]
+    assert now["model-2.safetensors"][1] == (source / "model-2.safetensors").read_bytes()
+    assert open_model(out).params["layers"]["q"].shape[0] == 1
 
 
 def test_an_imported_model_is_trained_from(flow: Flow, exported: Path, tmp_path: Path) -> None:

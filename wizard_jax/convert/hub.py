@@ -122,7 +122,7 @@ def _explained(name: str, done: str) -> Iterator[None]:
         advice = next((text for kind, text in known if isinstance(error, kind)), None)
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HubError(f"{name} can not be {done}: {advice or first}") from error
-    except errors.HFValidationError as error:
+    except (RuntimeError, ValueError) as error:  # an upload that failed; a name or an answer that is malformed
         raise HubError(f"{name} can not be {done}: {error}") from error
     except errors.HTTPError as error:
         raise HubError(

@@ -27,14 +27,14 @@ from etils import epath
 from configs.folder import fsync_folder, naming, read_complete, write_atomically
 from configs.loader import setting
 from wizard_jax.convert.inventory import Folder, weight_files
-from wizard_jax.convert.safetensors_file import FLOATS, Stored, all_finite, checksum, extended
+from wizard_jax.convert.safetensors_file import FLOATS, Stored, all_finite, checksum, reopened
 from wizard_jax.convert.tensors import ConversionError
 from wizard_jax.hosts.group import ALONE, Hosts
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.progress import Progress
 
 MANIFEST = "weights.json"
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20  # bytes; what is read stays in a core's cache until it is written
 _MINUTES = 60.0  # that hosts wait for one another while files are read through
 
 Sums = dict[str, dict[str, Any]]
@@ -145,13 +145,13 @@ def _copy(file: epath.Path, tensors: Sequence[Stored], partial: Path, *, tell: C
     with naming(partial), open(file, "rb") as source, open(partial, "wb", buffering=0) as copy:
         for last, tensor in _parts(tensors):
             while size < last:
-                chunk = memoryview(source.read(min(_CHUNK, last - size)))
+                chunk = source.read(min(_CHUNK, last - size))
                 if not chunk:
                     raise ConversionError(f"{file}: became shorter while it was read; start again when it is whole")
                 if tensor is not None and tensor.name not in broken and not _finite(chunk, tensor):
                     broken.append(tensor.name)
-                crc = extended(crc, chunk)
-                _write_all(copy, chunk)
+                crc = google_crc32c.extend(crc, chunk)
+                _write_all(copy, memoryview(chunk))
                 size += len(chunk)
                 tell(len(chunk))
     if broken:
@@ -167,7 +167,7 @@ def _parts(tensors: Sequence[Stored]) -> Iterator[tuple[int, Stored | None]]:
         yield tensor.start + tensor.nbytes, tensor
 
 
-def _finite(chunk: memoryview, tensor: Stored) -> bool:
+def _finite(chunk: bytes, tensor: Stored) -> bool:
     """Whether the bytes of a tensor are finite; a value that the file's end has cut is left out."""
     if tensor.dtype not in FLOATS:
         return True
@@ -184,7 +184,9 @@ def _settle(partial: Path, copy: Path, told: dict[str, Any]) -> dict[str, Any]:
     """Makes a copy durable, reads it back from the disk, and gives it its name."""
     with naming(copy), open(partial, "rb+") as file:
         os.fsync(file.fileno())
-    if checksum(partial, 0, told["bytes"]) != told["crc32c"]:
+    with reopened(partial) as written:
+        found = checksum(written, 0, told["bytes"])
+    if found != told["crc32c"]:
         raise ConversionError(f"{copy}: the disk holds other bytes than were written: do not trust it, use another")
     os.replace(partial, copy)
     fsync_folder(copy.parent)

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -39,10 +40,10 @@ _BITS: Mapping[str, int] = MappingProxyType(
     }
 )
 _LONGEST_HEADER = 100_000_000  # bytes, as the format's own reader has it
-PART = 1 << 26
+PART = 1 << 22
 """Bytes that are in memory at a time, where the row of a tensor is not longer."""
 _BLOCK = 1 << 19  # bytes that stay in a core's cache
-_READ = 1 << 22
+_READ = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,11 +267,16 @@ class Written:
 
     def differing(self) -> list[str]:
         """The tensors whose bytes on the disk are not those that were put; call it once the files are closed."""
-        return [name for name, parts in self._sums.items() if any(map(self._differs, [name] * len(parts), parts))]
-
-    def _differs(self, name: str, part: tuple[int, int, int]) -> bool:
-        start, length, expected = part
-        return checksum(self._slots[name].file, start, length) != expected
+        wrong: dict[str, None] = {}
+        for file in self._headers:
+            parts = [
+                (*part, name) for name, slot in self._slots.items() if slot.file == file for part in self._sums[name]
+            ]
+            with reopened(file) as opened:
+                for start, length, expected, tensor in sorted(parts):
+                    if checksum(opened, start, length) != expected:
+                        wrong[tensor] = None
+        return list(wrong)
 
 
 def extended(crc: int, data: memoryview) -> int:
@@ -280,16 +286,19 @@ def extended(crc: int, data: memoryview) -> int:
     return crc
 
 
-def checksum(file: Path, start: int, length: int) -> int:
-    """CRC-32C of a part of a file, as it is on the disk: what was written is not taken from the system's cache."""
+def reopened(file: Path) -> FileIO:
+    """A file that was just written, as it is on the disk: its bytes are not taken from the system's cache."""
+    opened = open(file, "rb", buffering=0)  # noqa: SIM115  (closed by whoever asks for it)
+    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    return opened
+
+
+def checksum(opened: FileIO, start: int, length: int) -> int:
+    """CRC-32C of a part of a file, or of what there is of it."""
     found = 0
-    with open(file, "rb", buffering=0) as opened:
-        os.posix_fadvise(opened.fileno(), start, length, os.POSIX_FADV_DONTNEED)
-        opened.seek(start)
-        while length:
-            data = opened.read(min(length, _READ))
-            if not data:
-                break
-            found = google_crc32c.extend(found, data)
-            length -= len(data)
+    opened.seek(start)
+    while length and (data := opened.read(min(length, _READ))):
+        found = google_crc32c.extend(found, data)
+        length -= len(data)
     return found
