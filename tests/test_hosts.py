@@ -30,12 +30,14 @@ from wizard_jax.data.config import TrainedTokensPerStep
 from wizard_jax.data.packing import pack
 from wizard_jax.model.lora import LoRA
 from wizard_jax.model.sharding import MeshConfig
+from wizard_jax.runs import open_model
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.config import FromCheckpoint, HeldOut, TrainConfig
 from wizard_jax.train.source import restore_adapter
 from wizard_jax.train.watching.metrics import read_held_out, read_metrics
 from wizard_jax.train.watching.trackers import flat
+from wizard_jax.transfer import export_model, import_model
 
 STEPS = 24
 
@@ -201,6 +203,23 @@ def test_an_adapter_whose_processes_were_killed_goes_on_bit_for_bit(
     assert untimed(out) == untimed(unbroken)
     halves, expected = (restore_adapter(one, model=config.model, adapter=adapter).trees for one in (out, unbroken))
     jax.tree.map(np.testing.assert_array_equal, halves, expected)
+
+
+@pytest.mark.slow
+def test_processes_that_start_from_an_imported_model_read_it_together(
+    farm: Farm, config: TrainConfig, whole: Path, tmp_path: Path
+) -> None:
+    export_model(whole, tmp_path / "hf", dtype="float32", verify="nothing")
+    import_model(tmp_path / "hf", tmp_path / "imported")
+    started = dataclasses.replace(config, init=FromCheckpoint(path=str(tmp_path / "imported")), steps=0, held_out=None)
+    farm.run(command(started, tmp_path / "run"), processes=2, devices=2)
+    found, expected = (open_model(tmp_path / name).params for name in ("run", "imported"))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    weights = tmp_path / "imported" / "model.safetensors"
+    damage(weights, at=weights.stat().st_size - 100)
+    group = farm.start(command(started, tmp_path / "damaged"), processes=2, devices=2)
+    assert group.codes() == [2, 2], group.output()
+    assert group.output().count(f"{weights} has other bytes than were imported (CRC-32C)") == 2
 
 
 def damage(file: Path, *, at: int) -> None:

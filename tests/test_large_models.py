@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 from tiny_flow import Flow
 
 from wizard_jax.convert.safetensors_file import read_header
@@ -41,7 +42,8 @@ def peak_of(*command: str) -> int:
     """The peak memory of a process, with what it maps, in bytes."""
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=ENVIRONMENT)
     _, status, used = os.wait4(process.pid, 0)
-    assert status == 0, command
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, command
     return used.ru_maxrss * 1024
 
 
@@ -63,7 +65,7 @@ def test_a_run_is_exported_in_a_small_part_of_its_models_size(flow: Flow, tmp_pa
     command = flow.train_command(run, *model, "steps=0", "optimizer=@Adafactor")
     peak_of("-m", "wizard_jax", *command)
     peak = peak_of("-c", EXPORT, str(run), str(out))
-    size = sum(tensor.nbytes for file in out.glob("*.safetensors") for tensor in read_header(file))
+    size = sum(tensor.nbytes for file in epath.Path(out).glob("*.safetensors") for tensor in read_header(file))
     print(f"a model of {2 * size / GIB:.2f} GiB, exported with a peak of {peak / GIB:.2f} GiB")
     assert 2 * size > 4 * GIB
     assert peak < 1.5 * GIB
