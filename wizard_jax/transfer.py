@@ -68,8 +68,9 @@ def import_model(source: str | Path, out: Path, *, chat_format: str = "", progre
             return model
         try:
             imported.copy_weights(stored, out, progress=progress)
-        except UserError:
-            shutil.rmtree(out)
+        except UserError as error:
+            if isinstance(error, imported.NotFinite) or not any(out.glob("*.safetensors")):
+                shutil.rmtree(out)  # otherwise there is something to go on from
             raise
         contents = {name: (folder / name).read_bytes() for name in small if (folder / name).exists()}
         contents |= tokenizer.files

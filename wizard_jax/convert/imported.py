@@ -40,6 +40,10 @@ _MINUTES = 60.0  # that hosts wait for one another while files are read through
 Sums = dict[str, dict[str, Any]]
 
 
+class NotFinite(ConversionError):
+    """Weights that hold NaN or infinity."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
     """What `wizard import` was told, and the network that it found."""
@@ -52,7 +56,7 @@ class ImportConfig:
 def copy_weights(stored: Mapping[str, Stored], out: Path, *, progress: Progress) -> None:
     """Copies the files that hold the tensors, and reads them back; those of an earlier start are kept.
 
-    Raises ConversionError: values that are not finite, a disk that holds other bytes than were written, or no room.
+    Raises NotFinite; ConversionError: a disk that holds other bytes than were written, or has no room.
     """
     files = weight_files(stored)
     done = {name: told for name, told in _sums(out).items() if _is_kept(out / name, told, files)}
@@ -138,7 +142,7 @@ def _seen(file: epath.Path) -> list[int]:
 def _copy(file: epath.Path, tensors: Sequence[Stored], partial: Path, *, tell: Callable[[int], None]) -> dict[str, Any]:
     """Copies a file, whose tensors follow one another; returns what the copy must be.
 
-    Raises ConversionError, which names all its tensors that hold values that are not finite.
+    Raises NotFinite, which names all such tensors of it.
     """
     seen = _seen(file)
     crc, size, broken = 0, 0, []
@@ -156,7 +160,7 @@ def _copy(file: epath.Path, tensors: Sequence[Stored], partial: Path, *, tell: C
                 tell(len(chunk))
     if broken:
         lines = [f"{file}: {len(broken)} tensor(s) hold NaN or infinity, and nothing can be made of them:", *broken]
-        raise ConversionError("\n  ".join(lines))
+        raise NotFinite("\n  ".join(lines))
     return {"source": seen, "bytes": size, "crc32c": crc}
 
 

@@ -31,7 +31,7 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         try:
             yield partial
-        except Exception:
+        except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         fsync_folder(partial)
