@@ -296,8 +296,8 @@ def an_unknown_chat_format_of_a_tokenizer(flow: Flow, folder: Path) -> Mistake:
 @row
 def an_unknown_chat_format_of_an_export(flow: Flow, folder: Path) -> Mistake:
     out = folder / "out"
-    command = ["export", str(flow.run), "--chat-format", "chatml", "--out", str(out)]
-    return Mistake(command, ("unknown chat format 'chatml'", "There are vicuna"), out)
+    command = ["export", str(flow.run), "--chat-format", "gibberish", "--out", str(out)]
+    return Mistake(command, ("unknown chat format 'gibberish'", "There are vicuna"), out)
 
 
 @row

@@ -109,7 +109,7 @@ def test_a_model_that_does_not_fit_into_memory_is_not_run_and_the_export_says_so
     monkeypatch.setattr(verify, "available_memory", lambda: 1 << 20)
     said = export_model(flow.run, tmp_path / "hf").checks
     assert said[0] == "all 12 tensors were read back from the disk and are what was written"
-    assert said[1].startswith("no prompts were run: 1.1 GB are needed and 0.0 GB are free")
+    assert said[1].startswith("no prompts were run, as 1.1 GB of memory were not free")
 
 
 def test_memory_is_counted_in_bytes_of_this_machine() -> None:

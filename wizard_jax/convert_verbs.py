@@ -109,7 +109,7 @@ def _export_folder(arguments: argparse.Namespace, out: Path) -> None:
         exported = export_peft(arguments.run, out, base_model=arguments.base_model, **told)
     else:
         exported = export_model(arguments.run, out, **told)
-    for line in (*exported.notes, *exported.checks):
+    for line in exported.checks:
         say(line)
     say(f"{'an adapter for peft' if arguments.format == 'peft' else 'a Hugging Face folder'} in {out}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from wizard_jax.tokenizer import Tokenizer, tokenizer_file
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
 from wizard_jax.train.config import FromCheckpoint
 from wizard_jax.train.source import CHECKPOINTS, abstract_on, merged_params, restore_adapter
+
+_log = logging.getLogger(__name__)
 
 Verify = Literal["tensors and logits", "tensors", "nothing"]
 MARK = "export.json"
@@ -87,8 +90,6 @@ class Exported:
     folder: Path
     checks: tuple[str, ...]
     """Sentences on how it was verified, now or when it was made."""
-    notes: tuple[str, ...] = ()
-    """What was passed over to make it, such as a damaged newer checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,6 @@ class _Opened:
     step: int | None
     sha256: str
     """Of the files that hold them."""
-    notes: tuple[str, ...]
 
 
 def export_model(
@@ -141,7 +141,7 @@ def export_model(
             checks.append(verify_logits(folder, found.config, reference, dtype=dtype))
         card = model_card(found, step=opened.step, dtype=dtype, chat_format=chat_format, checks=checks)
         _finish(folder, card=card, mark=mark, checks=checks)
-    return Exported(folder=out, checks=tuple(checks), notes=opened.notes)
+    return Exported(folder=out, checks=tuple(checks))
 
 
 def _open_weights(found: FoundModel, *, step: int | None) -> _Opened:
@@ -152,15 +152,17 @@ def _open_weights(found: FoundModel, *, step: int | None) -> _Opened:
             check_imported(path)
         stored = read_tensors(path, model)
         sha256 = imported.weights_sha256(path) if found.stage == "import" else ""
-        return _Opened(weights=from_tensors(stored), step=None, sha256=sha256, notes=())
+        return _Opened(weights=from_tensors(stored), step=None, sha256=sha256)
     with CheckpointStore(path / CHECKPOINTS) as store:
         at, _, notes = store.restore({}, step=step)
+        for note in notes:
+            _log.warning(note)
         sha256 = store.params_sha256(at)
         if found.adapter is None:
             weights = from_layers(store.read_layers(at, abstract_on(None, model)))
         else:
             weights = _merged(found, step=at)
-    return _Opened(weights=weights, step=at, sha256=sha256, notes=notes)
+    return _Opened(weights=weights, step=at, sha256=sha256)
 
 
 def _merged(found: FoundModel, *, step: int) -> Weights:
@@ -203,10 +205,12 @@ def export_peft(
     with CheckpointStore(run / CHECKPOINTS) as store:
         at, _, notes = store.restore({}, step=step)
         sha256 = store.params_sha256(at)
+    for note in notes:
+        _log.warning(note)
     trained = restore_adapter(run, model=found.config, adapter=adapter, step=at).trees[PARAMS]
     base = base_model or _imported_from(init)
     chat_format = chat_format or found.chat_format
-    opened = _Opened(weights=lambda *_: None, step=at, sha256=sha256, notes=notes)
+    opened = _Opened(weights=lambda *_: None, step=at, sha256=sha256)
     mark = {**_mark(found, opened, dtype=dtype, chat_format=chat_format, kind="peft"), "base": base}
     if (done := _done(out, mark)) is not None:
         return done
@@ -216,7 +220,7 @@ def export_peft(
         checks = [] if verify == "nothing" else [verify_written(written)]
         card = model_card(found, step=at, dtype=dtype, chat_format=chat_format, checks=checks, peft_base=base)
         _finish(folder, card=card, mark=mark, checks=checks)
-    return Exported(folder=out, checks=tuple(checks), notes=notes)
+    return Exported(folder=out, checks=tuple(checks))
 
 
 def _is_run(path: Path) -> bool:

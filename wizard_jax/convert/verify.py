@@ -71,9 +71,9 @@ def verify_logits(folder: Path, config: ModelConfig, reference: Reference, *, dt
     free = available_memory()
     fitting = [length for length in lengths if needed_memory(config, length) <= free]
     left = [length for length in lengths if length not in fitting]
-    shortage = f"{_gb(needed_memory(config, min(left)))} are needed and {_gb(free)} are free" if left else ""
+    shortage = f"{needed_memory(config, min(left)) / 1e9:.1f} GB of memory were not free" if left else ""
     if not fitting:
-        return f"no prompts were run: {shortage}"
+        return f"no prompts were run, as {shortage}"
     prompts = [_prompt(length, config=config) for length in fitting]
     mesh = make_mesh(MeshConfig(slice=1, fsdp=1), jax.devices("cpu")[:1])
     expected = _own_logits(functools.partial(_rounded, reference, mesh, dtype), prompts, config=config)
@@ -92,8 +92,8 @@ def verify_logits(folder: Path, config: ModelConfig, reference: Reference, *, dt
             f"logits of {_listed(fitting)} tokens by {reader} differ by {worst:.1e} of the largest, where "
             f"{TOLERANCE:.0e} is allowed"
         )
-    done = f"logits of prompts of {_listed(fitting)} tokens by {reader} agree to {worst:.1e} of the largest"
-    return f"{done} (allowed: {TOLERANCE:.0e})" + (f"; not run: {_listed(left)}, as {shortage}" if left else "")
+    done = f"logits of prompts of {_listed(fitting)} tokens by {reader} are within {TOLERANCE:.0e} of the largest"
+    return done + (f"; not run: {_listed(left)}, as {shortage}" if left else "")
 
 
 def prompt_lengths(config: ModelConfig) -> list[int]:
@@ -169,7 +169,3 @@ def _difference(expected: Array, found: Array) -> float:
 
 def _listed(lengths: Sequence[int]) -> str:
     return " and ".join(map(str, lengths))
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
