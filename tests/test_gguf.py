@@ -345,3 +345,16 @@ def test_options_that_do_not_go_together_are_refused(
     assert main(["export", str(flow.run), *options, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_import_is_written_as_it_was_read(flow: Flow, tmp_path: pathlib.Path) -> None:
+    assert main(["export", str(flow.run), "--dtype", "float32", "--no-verify", "--out", str(tmp_path / "hf")]) == 0
+    assert main(["import", str(tmp_path / "hf"), str(tmp_path / "imported")]) == 0
+    for run, name in ((flow.run, "a"), (tmp_path / "imported", "b")):
+        assert main(["export", str(run), "--format", "gguf", "--out", str(tmp_path / name)]) == 0
+    held = [
+        {tensor.name: tensor.data.tobytes() for tensor in gguf.GGUFReader(tmp_path / file).tensors}
+        for file in ("a/run-F16.gguf", "b/imported-F16.gguf")
+    ]
+    assert held[0] == held[1]
+    assert "Perplexity was not measured: nothing is held out" in (tmp_path / "b" / "README.md").read_text()
