@@ -34,7 +34,7 @@ LEVELS = (
     {"runs", "plan"},
     {"model_card"},
     {"evaluate", "transfer", "serve"},
-    {"report", "deployment"},
+    {"report", "deployment", "deployment_gptq"},
     {"quickstart", "data_verbs"},
     {"train_verbs", "convert_verbs", "model_verbs"},
     {"cli"},

@@ -24,7 +24,7 @@ def add_convert_verbs(add: Add, *, local: Callable[[str], Path]) -> None:
     export = add("export", _export, "write a run or an imported model as a Hugging Face folder")
     export.add_argument("run", type=Path)
     export.add_argument(
-        "place", nargs="?", type=local, metavar="OUT", help="folder to write (RUN/hf, RUN/peft or RUN/gguf)"
+        "place", nargs="?", type=local, metavar="OUT", help="folder to write (RUN/hf, RUN/peft, RUN/gguf or RUN/gptq)"
     )
     export.add_argument("--out", type=local, help="the same")
     export.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
@@ -34,13 +34,17 @@ def add_convert_verbs(add: Add, *, local: Callable[[str], Path]) -> None:
     export.add_argument("--chat-format", help="for an imported model, whose folder may name none")
     export.add_argument(
         "--format",
-        choices=("merged", "peft", "gguf"),
+        choices=("merged", "peft", "gguf", "gptq"),
         default="merged",
         help="merged: a Hugging Face folder, of a run with an adapter base and adapter in one; peft: the adapter "
-        "alone, as peft loads it; gguf: one file for llama.cpp and Ollama",
+        "alone, as peft loads it; gguf: one file for llama.cpp and Ollama; gptq: a Hugging Face folder in 4 bits",
     )
     export.add_argument(
         "--quantisation", choices=("F16", "BF16", "Q8_0"), help="gguf: the type of its matrices (default: F16)"
+    )
+    export.add_argument("--group-size", type=int, help="gptq: inputs that share a scale (default: 128)")
+    export.add_argument(
+        "--calibration", type=Path, help="gptq: a file of texts, one in each line (default: a run's training data)"
     )
     export.add_argument("--base-model", default="", help="peft: name of the base (default: where it was imported from)")
     verify = export.add_mutually_exclusive_group()
@@ -75,6 +79,10 @@ def _export(arguments: argparse.Namespace) -> int | None:
     from wizard_jax.convert.verify import VerificationError
     from wizard_jax.doctor import check_platforms
 
+    if arguments.format != "gptq" and (arguments.group_size is not None or arguments.calibration):
+        raise UserError("--group-size and --calibration say how GPTQ rounds: they go with --format gptq")
+    if arguments.format == "gptq" and (arguments.dtype or arguments.quantisation):
+        raise UserError("--dtype and --quantisation have no effect with --format gptq, which has 4 bits and float16")
     if arguments.format == "gguf" and (arguments.dtype or arguments.base_model):
         raise UserError("--dtype and --base-model have no effect with --format gguf: its type is --quantisation")
     if arguments.base_model and arguments.format != "peft":
@@ -87,6 +95,8 @@ def _export(arguments: argparse.Namespace) -> int | None:
     try:
         if arguments.format == "gguf":
             _export_gguf(arguments, out)
+        elif arguments.format == "gptq":
+            _export_gptq(arguments, out)
         else:
             _export_folder(arguments, out)
     except VerificationError as error:
@@ -112,6 +122,15 @@ def _export_folder(arguments: argparse.Namespace, out: Path) -> None:
     for line in exported.checks:
         say(line)
     say(f"{'an adapter for peft' if arguments.format == 'peft' else 'a Hugging Face folder'} in {out}")
+
+
+def _export_gptq(arguments: argparse.Namespace, out: Path) -> None:
+    from wizard_jax.deployment_gptq import export_gptq_model
+
+    told = {"step": arguments.step, "chat_format": arguments.chat_format or "", "calibration": arguments.calibration}
+    group = 128 if arguments.group_size is None else arguments.group_size
+    export_gptq_model(arguments.run, out, group=group, **told)
+    say(f"a Hugging Face folder in 4 bits in {out}")
 
 
 def _export_gguf(arguments: argparse.Namespace, out: Path) -> None:

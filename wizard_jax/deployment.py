@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError
 from wizard_jax.convert import architectures
 from wizard_jax.convert.gguf.export import card_lines, check_exportable, export_gguf
 from wizard_jax.convert.gguf.network import Quantisation, Read
@@ -16,10 +15,10 @@ from wizard_jax.convert.gguf.rounding import rounded
 from wizard_jax.convert.inventory import read_tensors
 from wizard_jax.convert.tensors import Array, Place, at
 from wizard_jax.convert.verify import available_memory
-from wizard_jax.evaluate.perplexity import held_out_rows, perplexity
+from wizard_jax.evaluate.perplexity import perplexity, run_batches
 from wizard_jax.model.decoder import Params, count_params
 from wizard_jax.model_card import model_card
-from wizard_jax.runs import FoundModel, check_imported, find_model, open_model
+from wizard_jax.runs import FoundModel, check_imported, find_model, known_format, open_model
 from wizard_jax.train.checkpoint import CheckpointStore
 from wizard_jax.train.source import CHECKPOINTS, abstract_on
 
@@ -113,24 +112,16 @@ def quantise_line(file: Path) -> str:
     return f"llama-quantize {file} {smaller} Q4_K_M"
 
 
-def known_format(found: FoundModel, given: str) -> str:
-    """Raises UserError: no format is given, and the model's folder names none."""
-    chat_format = given or found.chat_format
-    if not chat_format:
-        raise UserError(f"{found.path} names no chat format: say which it was trained with by --chat-format")
-    return chat_format
-
-
 def measured(found: FoundModel, after: Callable[[], Params], *, step: int | None) -> str:
     """The sentence of the card on perplexity before and after; `after` gives the values that were written."""
-    packed = None if found.run is None else held_out_rows(found.path, found.run, found.tokenizer)
-    if packed is None:
+    if found.run is None or not found.run.data.held_out_share:
         return "Perplexity was not measured: nothing is held out of its training (data.held_out_share)."
     needed = 2 * 4 * count_params(found.config) + _SPARE
     if available_memory() < needed:
         return f"Perplexity was not measured: that takes {needed / 1e9:.0f} GB of memory, and there was less."
-    before = perplexity(open_model(found.path, step=step).params, found.config, packed)
-    rounded_to = perplexity(after(), found.config, packed)
+    batches = list(run_batches(found.path, found.run, found.tokenizer, part="held_out"))
+    before = perplexity(open_model(found.path, step=step).params, found.config, batches)
+    rounded_to = perplexity(after(), found.config, batches)
     return (
         f"Perplexity on {before.tokens:,} held-out tokens: {before.value:.4f} as it was trained, "
         f"{rounded_to.value:.4f} with the values of this file."

@@ -166,3 +166,11 @@ def check_fits(tokenizer: Tokenizer, model: ModelConfig, *, folder: Path) -> Non
             f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, the model only {model.vocab_size}: "
             "put the tokenizer there that it was trained with"
         )
+
+
+def known_format(found: FoundModel, given: str) -> str:
+    """Raises UserError: no format is given, and the model's folder names none."""
+    chat_format = given or found.chat_format
+    if not chat_format:
+        raise UserError(f"{found.path} names no chat format: say which it was trained with by --chat-format")
+    return chat_format

@@ -91,9 +91,17 @@ def write_model(
     if len(shards) > 1:
         weight_map = {tensor: name for name, shard in shards.items() for tensor in shard}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    write_json(folder / "config.json", _model_config(config, tokenizer=tokenizer, end=end, dtype=dtype))
-    write_json(folder / "generation_config.json", _generation_config(tokenizer, end=end))
+    write_configs(folder, config, tokenizer, end=end, dtype=dtype)
     return written
+
+
+def write_configs(
+    folder: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer, *, end: int, dtype: Dtype, **more: Any
+) -> None:
+    """`config.json`, with `more` settings, and `generation_config.json`."""
+    told = _model_config(config, tokenizer=tokenizer, end=end, dtype=dtype)
+    write_json(folder / "config.json", {**told, **more})
+    write_json(folder / "generation_config.json", _generation_config(tokenizer, end=end))
 
 
 def from_layers(read: ReadLayer) -> Weights:

@@ -1,9 +1,10 @@
-"""How well a model foresees conversations that it was never trained on."""
+"""How well a model foresees text that it was never trained on, and the rows by which it is measured."""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wizard_jax.data.packing import PackedFolder, pack
-from wizard_jax.data.pipeline import held_out_batches
+from wizard_jax.data.config import Part
+from wizard_jax.data.packing import pack
+from wizard_jax.data.pipeline import Batch, held_out_batches
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.tokenizer import Tokenizer
@@ -29,21 +31,36 @@ class Perplexity:
     tokens: int
 
 
-def held_out_rows(run: Path, config: TrainConfig, tokenizer: Tokenizer) -> PackedFolder | None:
-    """What a run holds out of training; None where it holds nothing out. They are packed where they are not yet."""
-    if not config.data.held_out_share:
-        return None
+def run_batches(run: Path, config: TrainConfig, tokenizer: Tokenizer, *, part: Part) -> Iterable[Batch]:
+    """The packed rows of one side of a run's data, which are packed where they are not yet."""
     cache = Path(config.pack_cache) if config.pack_cache else run.absolute().parent / "packed"
-    return pack(config.data, tokenizer, cache_dir=cache, part="held_out")
+    packed = pack(config.data, tokenizer, cache_dir=cache, part=part)
+    return (one.batch for one in held_out_batches(packed, batch_rows=BATCH_ROWS))
 
 
-def perplexity(params: decoder.Params, model: ModelConfig, packed: PackedFolder) -> Perplexity:
-    """Of the answers in packed rows, each conversation by itself."""
+def text_batches(texts: Sequence[str], tokenizer: Tokenizer, *, length: int) -> list[Batch]:
+    """A row for each text, cut at `length` tokens, all of which but the first count."""
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    batches = []
+    for start in range(0, len(texts), BATCH_ROWS):
+        columns = Batch(*(np.zeros((BATCH_ROWS, length), np.int32) for _ in Batch._fields))
+        weights = columns.loss_weights.astype(np.float32)
+        for row, text in enumerate(texts[start : start + BATCH_ROWS]):
+            ids = [*begin, *tokenizer.encode(text)][:length]
+            columns.tokens[row, : len(ids)], columns.segment_ids[row, : len(ids)] = ids, 1
+            columns.positions[row, : len(ids)] = np.arange(len(ids))
+            columns.targets[row, : len(ids) - 1], weights[row, : len(ids) - 1] = ids[1:], 1.0
+        batches.append(columns._replace(loss_weights=weights))
+    return batches
+
+
+def perplexity(params: decoder.Params, model: ModelConfig, batches: Iterable[Batch]) -> Perplexity:
+    """Of the trained tokens in packed rows, each conversation by itself."""
     loss, tokens = 0.0, 0
-    for held_out in held_out_batches(packed, batch_rows=BATCH_ROWS):
-        columns = {name: jnp.asarray(column) for name, column in held_out.batch._asdict().items()}
+    for batch in batches:
+        columns = {name: jnp.asarray(column) for name, column in batch._asdict().items()}
         loss += float(np.asarray(_losses(params, columns, model=model), np.float64).sum())
-        tokens += int((held_out.batch.loss_weights > 0).sum())
+        tokens += int((batch.loss_weights > 0).sum())
     return Perplexity(value=math.exp(loss / tokens), tokens=tokens)
 
 

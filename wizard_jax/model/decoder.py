@@ -94,8 +94,7 @@ class Layer(nnx.Module):
 
     def heads(self, x_BxLxD: jax.Array, *, rotation: Rotation | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, L, H, Dh], keys and values [B, L, K, Dh]; queries and keys rotated to their positions."""
-        if self.config.norm_place == "before":
-            x_BxLxD = self._norm(x_BxLxD, "attention_norm")
+        x_BxLxD = self.before(x_BxLxD, "attention_norm")
         q_BxLxHxDh = self._project("bld,dhk->blhk", x_BxLxD, "q")
         k_BxLxKxDh = self._project("bld,dhk->blhk", x_BxLxD, "k")
         v_BxLxKxDh = self._project("bld,dhk->blhk", x_BxLxD, "v")
@@ -117,13 +116,19 @@ class Layer(nnx.Module):
             return self._norm(x_BxLxD + self._mlp(x_BxLxD), "mlp_norm")
         return x_BxLxD + self._mlp(self._norm(x_BxLxD, "mlp_norm"))
 
-    def _mlp(self, x_BxLxD: jax.Array) -> jax.Array:
+    def before(self, x_BxLxD: jax.Array, norm: str) -> jax.Array:
+        """What attention or the feed-forward layer is given: the residual stream, normed unless norms come after."""
+        return self._norm(x_BxLxD, norm) if self.config.norm_place == "before" else x_BxLxD
+
+    def inner(self, x_BxLxD: jax.Array) -> jax.Array:
+        """What `down` maps: [B, L, F]."""
         if self.config.mlp == "swiglu":
             gate_BxLxF = self._project("bld,df->blf", x_BxLxD, "gate")
-            up_BxLxF = self._project("bld,df->blf", x_BxLxD, "up")
-            return self._project("blf,fd->bld", jax.nn.silu(gate_BxLxF) * up_BxLxF, "down")
-        up_BxLxF = self._project("bld,df->blf", x_BxLxD, "up")
-        return self._project("blf,fd->bld", ACTIVATIONS[self.config.mlp](up_BxLxF), "down")
+            return jax.nn.silu(gate_BxLxF) * self._project("bld,df->blf", x_BxLxD, "up")
+        return ACTIVATIONS[self.config.mlp](self._project("bld,df->blf", x_BxLxD, "up"))
+
+    def _mlp(self, x_BxLxD: jax.Array) -> jax.Array:
+        return self._project("blf,fd->bld", self.inner(x_BxLxD), "down")
 
     def _norm(self, x_BxLxD: jax.Array, name: str) -> jax.Array:
         return normalised(x_BxLxD, vars(self), name, config=self.config)
@@ -215,7 +220,8 @@ def normalised(x_BxLxD: jax.Array, arrays: Mapping[str, Any], name: str, *, conf
     return plain_BxLxD.astype(x_BxLxD.dtype)
 
 
-def _embed(params: Params, tokens_BxL: jax.Array, positions_BxL: jax.Array, *, config: ModelConfig) -> jax.Array:
+def embedded(params: Params, tokens_BxL: jax.Array, positions_BxL: jax.Array, *, config: ModelConfig) -> jax.Array:
+    """The residual stream before the first layer: [B, L, D] in the compute dtype."""
     with jax.named_scope("embed"):
         x_BxLxD = params["embed"][tokens_BxL].astype(config.compute_dtype)
         if config.d_embed is not None:
@@ -274,9 +280,26 @@ def hidden_states(
         with jax.named_scope("mlp"):
             return constrain(layer.add_mlp(x_BxLxD), RESIDUAL_AXES), None
 
-    x_BxLxD = _embed(params, tokens, positions, config=config)
+    x_BxLxD = embedded(params, tokens, positions, config=config)
     x_BxLxD, _ = jax.lax.scan(checkpointed(step, config=config), x_BxLxD, params["layers"], unroll=config.scan_unroll)
     return _final(x_BxLxD, params, config=config)
+
+
+def block(
+    arrays: Params, x_BxLxD: jax.Array, *, positions: jax.Array, segment_ids: jax.Array, config: ModelConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The residual stream after one layer with these arrays; and, for who watches them, the inputs of its linear
+    layers: `attention` of queries, keys and values, `o`, `mlp` of gate and up, and `down`."""
+    layer = nnx.merge(_declared(config)[0], arrays)
+    q, k, v = layer.heads(x_BxLxD, rotation=_rotation(positions, config=config))
+    attended = attend_packed(
+        q, k, v, segment_ids=segment_ids, window=config.sliding_window, implementation=config.attention
+    )
+    middle_BxLxD = layer.add_attention(x_BxLxD, attended)
+    mlp_BxLxD = layer.before(middle_BxLxD, "mlp_norm")
+    inputs = {"attention": layer.before(x_BxLxD, "attention_norm"), "o": attended}
+    inputs |= {"mlp": mlp_BxLxD, "down": layer.inner(mlp_BxLxD)}
+    return layer.add_mlp(middle_BxLxD), inputs
 
 
 def unembedding(params: Params, config: ModelConfig) -> jax.Array:
@@ -336,7 +359,7 @@ def decode(
     graph = _declared(config)[0]
     positions = start[:, None] + jnp.arange(tokens.shape[1])
     rotation = _rotation(positions, config=config)
-    x_BxLxD = _embed(params, tokens, positions, config=config)
+    x_BxLxD = embedded(params, tokens, positions, config=config)
     updated = []
     for arrays, slots in zip(unstacked(params)["layers"], cache, strict=True):
         layer = nnx.merge(graph, arrays)

@@ -1,0 +1,121 @@
+"""Rounding a model layer by layer, each with the inputs that the rounded layers before it give.
+
+Shape legend: see model/decoder.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wizard_jax.convert import architectures
+from wizard_jax.convert.gptq.layout import PER_WORD
+from wizard_jax.convert.gptq.rounding import Codes
+from wizard_jax.convert.tensors import Array, ConversionError, Place, stored_shape, to_stored
+from wizard_jax.model import decoder
+from wizard_jax.model.config import ModelConfig
+
+Columns = Mapping[str, Array]
+"""tokens, positions and segment_ids of packed rows: int32 [B, L] each."""
+Round = Callable[[Array, Array], Codes]
+"""A matrix [out, in] and the Gram matrix [in, in] of its inputs -> its codes."""
+
+_INPUT = {"q": "attention", "k": "attention", "v": "attention", "o": "o", "gate": "mlp", "up": "mlp", "down": "down"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundedLayer:
+    """One layer: `codes` by the stems of its tensors, and the arrays, float32, that a reader computes with."""
+
+    codes: dict[str, Codes]
+    arrays: decoder.Params
+
+
+def check_groups(model: ModelConfig, *, group: int) -> None:
+    """Before anything is read. Raises ConversionError: a group does not divide the inputs of a linear layer."""
+    wrong = []
+    for name, rows in architectures.places(model).items():
+        if _is_linear(rows) and rows[0].layer == 0:
+            outputs, inputs = stored_shape(rows)
+            if group < 1 or inputs % group or inputs % PER_WORD or outputs % PER_WORD:
+                wrong.append(f"{name} has {inputs} inputs and {outputs} outputs")
+    if wrong:
+        raise ConversionError(
+            f"groups of {group} do not fit: {'; '.join(wrong)}; inputs must be a multiple of --group-size, and both of "
+            f"{PER_WORD}"
+        )
+
+
+def rounded_layers(
+    params: decoder.Params, model: ModelConfig, calibration: Sequence[Columns], *, round_: Round
+) -> Iterator[RoundedLayer]:
+    """The layers in order, with two of them in memory beside `params` and the calibration's residual streams."""
+    batches = [{name: jnp.asarray(column) for name, column in columns.items()} for columns in calibration]
+    streams = [np.asarray(_embedded(params, columns, model=model)) for columns in batches]
+    for number in range(model.n_layers):
+        arrays = {name: np.asarray(array[number]) for name, array in params["layers"].items()}
+        grams: dict[str, Array] = {}
+        for stream, columns in zip(streams, batches, strict=True):
+            for name, gram in _grams(arrays, jnp.asarray(stream), columns, model=model).items():
+                grams[name] = grams.get(name, np.float64(0.0)) + np.asarray(gram, np.float64)
+        found = _rounded(arrays, grams, number, model=model, round_=round_)
+        streams = [
+            np.asarray(_block(found.arrays, jnp.asarray(stream), columns, model=model)[0])
+            for stream, columns in zip(streams, batches, strict=True)
+        ]
+        yield found
+
+
+def _rounded(
+    arrays: Mapping[str, Array], grams: Mapping[str, Array], number: int, *, model: ModelConfig, round_: Round
+) -> RoundedLayer:
+    changed, codes = dict(arrays), {}
+    for name, rows in architectures.places(model).items():
+        if rows[0].layer != number or not _is_linear(rows):
+            continue
+        matrix = to_stored(rows, [arrays[place.path[-1]] for place in rows])
+        if not np.isfinite(matrix).all():
+            raise ConversionError(f"{name}: holds values that are not finite")
+        found = round_(np.ascontiguousarray(matrix, np.float32), grams[_INPUT[rows[0].path[-1]]])
+        codes[name.removesuffix(".weight")] = found
+        for place in rows:
+            changed[place.path[-1]] = place.read(found.values(), tuple(slice(0, size) for size in place.shape))
+    return RoundedLayer(codes=codes, arrays=changed)
+
+
+def _is_linear(rows: Sequence[Place]) -> bool:
+    return rows[0].layer is not None and rows[0].form.kind == "matrix"
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _embedded(params: decoder.Params, columns: Any, *, model: ModelConfig) -> jax.Array:
+    return decoder.embedded(params, columns["tokens"], columns["positions"], config=model)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _grams(arrays: Any, stream_BxLxD: jax.Array, columns: Any, *, model: ModelConfig) -> dict[str, jax.Array]:
+    """Sums of x x^T over all inputs x of the linear layers that are no padding."""
+    real_BxL = columns["segment_ids"] > 0
+    inputs = _block(arrays, stream_BxLxD, columns, model=model)[1]
+
+    def gram(x: jax.Array) -> jax.Array:
+        flat_NxI = jnp.where(real_BxL[..., None], x.reshape(*real_BxL.shape, -1), 0.0).reshape(real_BxL.size, -1)
+        return jnp.einsum("ni,nj->ij", flat_NxI, flat_NxI, precision="highest")
+
+    return {name: gram(x) for name, x in inputs.items()}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _block(
+    arrays: Any, stream_BxLxD: jax.Array, columns: Any, *, model: ModelConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The residual stream after a layer, and what each of its linear layers is given."""
+    return decoder.block(
+        arrays, stream_BxLxD, positions=columns["positions"], segment_ids=columns["segment_ids"], config=model
+    )
