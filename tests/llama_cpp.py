@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 CHILD = """
-import json, sys, urllib.request
+import json, sys, urllib.error, urllib.request
 import xllamacpp
 
 path, context = sys.argv[1:]
@@ -31,8 +31,11 @@ for line in sys.stdin:
     request = urllib.request.Request(
         server.listening_address + place, json.dumps(body).encode(), {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request) as answer:
-        print(answer.read().decode(), flush=True)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            print(answer.read().decode(), flush=True)
+    except urllib.error.HTTPError as error:
+        sys.exit(error.read().decode())
 """
 
 

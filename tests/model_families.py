@@ -15,7 +15,6 @@ with warnings.catch_warnings():
 VOCABULARY, LONGEST = 96, 64
 ORIGINAL = 16  # the length that scaled models are said to be trained with
 _LIKE_LLAMA: Mapping[str, Any] = {
-    "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -30,7 +29,6 @@ _LIKE_LLAMA: Mapping[str, Any] = {
     "attn_implementation": "eager",
 }
 _OPT: Mapping[str, Any] = {
-    "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "ffn_dim": 48,
     "num_hidden_layers": 2,
@@ -44,7 +42,6 @@ _OPT: Mapping[str, Any] = {
     "attn_implementation": "eager",
 }
 _BIGCODE: Mapping[str, Any] = {
-    "vocab_size": VOCABULARY,
     "n_embd": 32,
     "n_layer": 2,
     "n_head": 8,
@@ -67,10 +64,12 @@ def _rope(kind: str, **numbers: float) -> dict[str, Any]:
 _LLAMA3 = _rope("llama3", low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=ORIGINAL)
 
 
-def _made(model: str, config: str, settings: Mapping[str, Any]) -> Callable[[], Any]:
-    def make() -> Any:
+def _made(model: str, config: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
+    def make(*, vocabulary: int = VOCABULARY, longest: int = LONGEST, **changes: Any) -> Any:
         torch.manual_seed(0)
-        made = getattr(transformers, model)(getattr(transformers, config)(**settings)).eval()
+        positions = "n_positions" if "n_positions" in settings else "max_position_embeddings"
+        told = {**settings, **changes, "vocab_size": vocabulary, positions: longest}
+        made = getattr(transformers, model)(getattr(transformers, config)(**told)).eval()
         with torch.no_grad():
             for name, weight in made.named_parameters():
                 if name.endswith("bias"):
@@ -82,15 +81,15 @@ def _made(model: str, config: str, settings: Mapping[str, Any]) -> Callable[[], 
     return make
 
 
-def _llama(**settings: Any) -> Callable[[], Any]:
+def _llama(**settings: Any) -> Callable[..., Any]:
     return _made("LlamaForCausalLM", "LlamaConfig", {**_LIKE_LLAMA, **settings})
 
 
-def _opt(**settings: Any) -> Callable[[], Any]:
+def _opt(**settings: Any) -> Callable[..., Any]:
     return _made("OPTForCausalLM", "OPTConfig", {**_OPT, **settings})
 
 
-FAMILIES: Mapping[str, Callable[[], Any]] = {
+FAMILIES: Mapping[str, Callable[..., Any]] = {
     "llama 2": _llama(),
     "llama 3.2": _llama(tie_word_embeddings=True, rope_theta=5e5, **_LLAMA3),
     "mistral": _made("MistralForCausalLM", "MistralConfig", {**_LIKE_LLAMA, "sliding_window": 7}),
@@ -103,7 +102,7 @@ FAMILIES: Mapping[str, Callable[[], Any]] = {
 }
 """One for every family, and for what differs within it."""
 
-VARIANTS: Mapping[str, Callable[[], Any]] = {
+VARIANTS: Mapping[str, Callable[..., Any]] = {
     "vicuna 16k": _llama(**_rope("linear")),
     "codellama": _llama(rope_theta=1e6),
     "llama with biases": _llama(attention_bias=True, mlp_bias=True),

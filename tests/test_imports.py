@@ -24,8 +24,8 @@ ALLOWED = {
 """Package -> the packages of this project that it may import."""
 
 LEVELS = (
-    {"tokenizer_files", "progress", "doctor", "hosts"},
-    {"tokenizer_engines"},
+    {"tokenizer_files", "sentencepiece_model", "progress", "doctor", "hosts"},
+    {"tokenizer_engines", "tokenizer_json"},
     {"tokenizer", "chat_formats"},
     {"chat"},
     {"data", "model"},

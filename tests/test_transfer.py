@@ -147,7 +147,8 @@ def test_an_imported_model_is_trained_from(flow: Flow, exported: Path, tmp_path:
 def test_a_folder_without_a_tokenizer_is_refused_and_leaves_nothing(exported: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(exported, bare)
-    (bare / "tokenizer.model").unlink()
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (bare / name).unlink()
     with pytest.raises(UserError, match=r"holds no tokenizer\.model and no tokenizer\.json: put"):
         import_model(bare, tmp_path / "imported")
     assert not (tmp_path / "imported").exists()

@@ -70,7 +70,10 @@ def _import(arguments: argparse.Namespace) -> None:
     check_platforms()
     with show_progress("import") as progress:
         config = import_model(arguments.source, out, chat_format=arguments.chat_format, progress=progress)
-    say(f"a model of {config.n_layers} layers in {out}; train from it with init=@FromCheckpoint")
+    say(
+        f"a model of {config.n_layers} layers in {out}; to train from it: include '{out}/model.gin' in a config, with "
+        f"init = @FromCheckpoint and init.path = '{out}'"
+    )
 
 
 def _export(arguments: argparse.Namespace) -> int | None:

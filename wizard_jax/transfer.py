@@ -76,7 +76,7 @@ def import_model(source: str | Path, out: Path, *, chat_format: str = "", progre
                 shutil.rmtree(out)  # otherwise there is something to go on from
             raise
         contents = {name: (folder / name).read_bytes() for name in small if (folder / name).exists()}
-        contents |= tokenizer.files
+        contents |= {**tokenizer.files, imported.SETTINGS: imported.model_settings(config, out).encode()}
         for name, content in {**contents, "config.json": (folder / "config.json").read_bytes()}.items():
             write_bytes(out / name, content)
         stage.complete({"parameters": count_params(model)})

@@ -22,6 +22,7 @@ from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.tokenizer import JSON, SENTENCEPIECE, Tokenizer
 from wizard_jax.tokenizer_files import as_decoder
+from wizard_jax.tokenizer_json import tokenizer_json
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Places: TypeAlias = Mapping[str, tuple[Place, ...]]
@@ -162,7 +163,10 @@ def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, model: ModelC
         )
     chat = get_format(chat_format)
     end = end_id(chat, tokenizer)
-    for name, content in tokenizer.files.items():
+    files = dict(tokenizer.files)
+    if SENTENCEPIECE in files and (as_json := tokenizer_json(files[SENTENCEPIECE])) is not None:
+        files[JSON] = as_json
+    for name, content in files.items():
         write_bytes(folder / name, content)
     write_json(folder / "tokenizer_config.json", _tokenizer_config(model, tokenizer, chat_format=chat, end=end))
     write_json(folder / "special_tokens_map.json", _special_tokens(tokenizer, end=end))

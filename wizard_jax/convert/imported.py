@@ -3,6 +3,7 @@
 model-*.safetensors   as they came, with the index if there is one
 weights.json          size and CRC-32C of each, as they were read back from the disk
 tokenizer.*           and generation_config.json, if there is one
+model.gin             the network as settings, for a training config to include
 config.json           after all that it needs, so that nobody loads half a model
 identity.json  config.gin  complete.json   of the stage (see configs/folder.py)
 """
@@ -26,6 +27,8 @@ from etils import epath
 
 from configs.folder import fsync_folder, naming, read_complete, write_atomically
 from configs.loader import setting
+from configs.parsing import format_binding
+from configs.trees import entries
 from wizard_jax.convert.inventory import Folder, weight_files
 from wizard_jax.convert.safetensors_file import FLOATS, Stored, all_finite, checksum, reopened
 from wizard_jax.convert.tensors import ConversionError
@@ -34,6 +37,7 @@ from wizard_jax.model.config import ModelConfig
 from wizard_jax.progress import Progress
 
 MANIFEST = "weights.json"
+SETTINGS = "model.gin"
 _CHUNK = 1 << 20  # bytes; what is read stays in a core's cache until it is written
 _MINUTES = 60.0  # that hosts wait for one another while files are read through
 
@@ -51,6 +55,13 @@ class ImportConfig:
     source: str = setting(doc="the Hugging Face folder, or hf:// name at a commit")
     model: ModelConfig = setting(doc="read from its config.json")
     chat_format: str = setting("", doc="the format that the model was trained with; '' if none is known")
+
+
+def model_settings(config: ImportConfig, out: Path) -> str:
+    """`model.gin`: what a training config includes, so that it trains this network."""
+    told = [one for one in entries(config) if one.chosen and one.path.startswith("model.") and one.role == "identity"]
+    lines = [f"# The network of {config.source}. In a training config: include '{out / SETTINGS}'", ""]
+    return "\n".join([*lines, *(format_binding(one.path, one.value) for one in told)]) + "\n"
 
 
 def copy_weights(stored: Mapping[str, Stored], out: Path, *, progress: Progress) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import gguf  # type: ignore[import-not-found,unused-ignore]
 
-from wizard_jax.convert.gguf.sentencepiece_model import Piece, parse
 from wizard_jax.convert.tensors import ConversionError
+from wizard_jax.sentencepiece_model import Piece, parse
 from wizard_jax.tokenizer import JSON, SENTENCEPIECE, Tokenizer
 
 _LETTERS_AND_SPACE = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
