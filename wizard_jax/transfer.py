@@ -99,7 +99,7 @@ class _Opened:
     weights: Weights
     step: int | None
     sha256: str
-    """Of the files that hold them."""
+    """Of the files of an imported model; '' of a run, whose checkpoints have files of other names each time."""
 
 
 def export_model(
@@ -157,12 +157,11 @@ def _open_weights(found: FoundModel, *, step: int | None) -> _Opened:
         at, _, notes = store.restore({}, step=step)
         for note in notes:
             _log.warning(note)
-        sha256 = store.params_sha256(at)
         if found.adapter is None:
             weights = from_layers(store.read_layers(at, abstract_on(None, model)))
         else:
             weights = _merged(found, step=at)
-    return _Opened(weights=weights, step=at, sha256=sha256)
+    return _Opened(weights=weights, step=at, sha256="")
 
 
 def _merged(found: FoundModel, *, step: int) -> Weights:
@@ -204,13 +203,12 @@ def export_peft(
     adapter, init = found.adapter
     with CheckpointStore(run / CHECKPOINTS) as store:
         at, _, notes = store.restore({}, step=step)
-        sha256 = store.params_sha256(at)
     for note in notes:
         _log.warning(note)
     trained = restore_adapter(run, model=found.config, adapter=adapter, step=at).trees[PARAMS]
     base = base_model or _imported_from(init)
     chat_format = chat_format or found.chat_format
-    opened = _Opened(weights=lambda *_: None, step=at, sha256=sha256)
+    opened = _Opened(weights=lambda *_: None, step=at, sha256="")
     mark = {**_mark(found, opened, dtype=dtype, chat_format=chat_format, kind="peft"), "base": base}
     if (done := _done(out, mark)) is not None:
         return done
@@ -254,7 +252,7 @@ def _done(out: Path, mark: Mapping[str, Any]) -> Exported | None:
     """The export that is there already; None where there is none. Raises ConversionError: there is something else."""
     try:
         told = json.loads((out / MARK).read_text())
-        if told["made_from"] == mark and mark["weights_sha256"]:
+        if told["made_from"] == mark and mark["identity"]:  # a bare folder may hold other weights by now
             return Exported(folder=out, checks=tuple(told["checks"]))
     except (OSError, ValueError, LookupError, TypeError):
         pass
