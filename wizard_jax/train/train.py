@@ -177,16 +177,17 @@ def train(
                     recorder.add(done, metrics)
                     is_measured = held_out is not None and held_out.is_due(done, total=total)
                     is_saved = done % config.checkpoint_every == 0 or done == total
-                    halting.look(metrics, lag=0 if is_measured or is_saved or recorder.is_first else 1)
+                    # A checkpoint never knows more than the log.
+                    lag = 0 if is_measured or is_saved or recorder.is_first else 1
+                    halting.look(metrics, lag=lag)
                     stall.step_is_done()
                     if halting.rows_are_missing:
                         break
-                    if done % config.log_every == 0 or recorder.is_first:
-                        recorder.record(lag=0 if recorder.is_first else 1)
+                    if done % config.log_every == 0 or lag == 0:
+                        recorder.record(lag=lag)
                     if held_out is not None and is_measured:
                         recorder.held_out(done, held_out.measure, steps.evaluate, state)
                     if is_saved:
-                        recorder.record(lag=0)  # a checkpoint never knows more than the log
                         checkpoints.save(done, _trees(state), loss=recorder.held_out_loss(done))
                         recorder.saved(done)
                         saved = done
