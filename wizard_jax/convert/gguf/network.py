@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-import gguf  # type: ignore[import-not-found,unused-ignore]
+import gguf
 import numpy as np
 
 from wizard_jax.convert import architectures

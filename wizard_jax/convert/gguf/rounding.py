@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import gguf  # type: ignore[import-not-found,unused-ignore]
+import gguf
 import jax
 import numpy as np
 

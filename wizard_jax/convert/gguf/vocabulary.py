@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-import gguf  # type: ignore[import-not-found,unused-ignore]
+import gguf
 
 from wizard_jax.convert.tensors import ConversionError
 from wizard_jax.sentencepiece_model import Piece, parse

@@ -7,7 +7,7 @@ import pathlib
 import zlib
 from collections.abc import Mapping
 
-import gguf  # type: ignore[import-not-found,unused-ignore]
+import gguf
 import numpy as np
 
 from wizard_jax.chat import ChatFormat, end_id
