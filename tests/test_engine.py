@@ -15,6 +15,7 @@ from wizard_jax.generate.weights import prepared
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.sharding import MeshConfig, make_mesh, shardings
+from wizard_jax.model.weights import Turned, project
 
 TINY = ModelConfig(
     vocab_size=48,
@@ -147,10 +148,26 @@ def test_in_bfloat16_and_over_a_mesh_it_is_the_same_too(params: decoder.Params) 
     wanted = asks()[:6]
     with jax.set_mesh(mesh):
         engine = Engine(placed, config=half, rows=ROWS, length=LENGTH)
-        assert engine.params["layers"][0]["q"].dtype == jnp.bfloat16
+        assert engine.params["layers"][0]["q"].array.dtype == jnp.bfloat16
         assert engine.params["layers"][0]["attention_norm"].dtype == jnp.float32
         together = heard(engine, wanted, steps=8)
         assert [heard(engine, [ask], steps=8)[0][:2] for ask in wanted] == [one[:2] for one in together]
+
+
+@pytest.mark.parametrize(
+    ("equation", "sizes"),
+    [("bld,dhk->blhk", (6, 4, 2)), ("blhk,hkd->bld", (4, 2, 6)), ("bld,df->blf", (6, 5)), ("blf,fd->bld", (5, 6))],
+)
+def test_a_turned_matrix_gives_what_it_gives_as_it_is(equation: str, sizes: tuple[int, ...]) -> None:
+    inputs = len(equation.split(",")[0]) - 2
+    rng = np.random.default_rng(0)
+    matrix = jnp.asarray(rng.normal(size=sizes), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(2, 3, *sizes[:inputs])), jnp.float32)
+    turned = Turned(jnp.transpose(matrix, (*range(inputs, matrix.ndim), *range(inputs))))
+    expected = project(equation, x, matrix, dtype="float32")
+    found = project(equation, x, turned, dtype="float32")
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_preparing_may_free_what_it_was_given() -> None:

@@ -24,7 +24,7 @@ from wizard_jax.model.config import LINEAR_LAYERS, ModelConfig
 from wizard_jax.model.remat import MLP_INPUT, QKV, RESIDUAL, checkpointed, named
 from wizard_jax.model.rope import Rotation, rotary_angles, rotate
 from wizard_jax.model.sharding import constrain
-from wizard_jax.model.weights import project
+from wizard_jax.model.weights import Turned, project, project_turned
 
 Params = dict[str, Any]
 Cache = tuple[dict[str, jax.Array], ...]
@@ -311,6 +311,9 @@ def unembedding(params: Params, config: ModelConfig) -> jax.Array:
 def logits(params: Params, hidden: jax.Array, *, config: ModelConfig) -> jax.Array:
     """Scores of the next token: [B, L, V] float32, from hidden states [B, L, E]."""
     with jax.named_scope("logits"):
+        if config.tied_embeddings or isinstance(params["unembed"], Turned):
+            rows_VxE = params["embed"] if config.tied_embeddings else params["unembed"].array
+            return project_turned("ble,ev->blv", hidden, rows_VxE.astype(hidden.dtype), dtype="float32")
         matrix_ExV = unembedding(params, config).astype(hidden.dtype)
         return jnp.einsum("ble,ev->blv", hidden, matrix_ExV, preferred_element_type=jnp.float32)
 
