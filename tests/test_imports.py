@@ -25,7 +25,7 @@ ALLOWED = {
 
 LEVELS = (
     {"tokenizer_files", "sentencepiece_model", "progress", "doctor", "hosts"},
-    {"tokenizer_engines", "tokenizer_json"},
+    {"tokenizer_engines", "tokenizer_json", "tokenizer_added"},
     {"tokenizer", "chat_formats"},
     {"chat"},
     {"data", "model"},

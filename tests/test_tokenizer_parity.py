@@ -170,7 +170,7 @@ def test_an_export_takes_added_tokens_along_to_transformers(tmp_path: pathlib.Pa
     model = ModelConfig(vocab_size=424, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=8, d_ff=8)
     out = tmp_path / "out"
     out.mkdir()
-    write_tokenizer(out, file, model=model, chat_format="chatml")
+    write_tokenizer(out, Tokenizer(file), model=model, chat_format="chatml")
     theirs, ours = transformers.AutoTokenizer.from_pretrained(out), Tokenizer(out / "tokenizer.model")
     turns = [Turn("user", "Hi <think>there"), Turn("assistant", "Hello")]
     whole = encode_conversation(turns, chat_format=get_format("chatml"), tokenizer=ours).tokens.tolist()

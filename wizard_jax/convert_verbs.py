@@ -21,6 +21,16 @@ def add_convert_verbs(add: Add, *, local: Callable[[str], Path]) -> None:
     imported.add_argument("place", nargs="?", type=local, metavar="OUT", help="the folder to write")
     imported.add_argument("--out", type=local, help="the same")
     imported.add_argument("--chat-format", default="", help="the format it was trained with, if known")
+    imported.add_argument(
+        "--add-tokens", nargs="+", default=(), metavar="TOKEN", help="new special tokens, such as '<|im_start|>'"
+    )
+    imported.add_argument(
+        "--pad-vocabulary-to",
+        type=int,
+        default=1,
+        metavar="N",
+        help="let the vocabulary grow to a multiple of N; each new row is the mean of the old ones",
+    )
     export = add("export", _export, "write a run or an imported model as a Hugging Face folder")
     export.add_argument("run", type=Path)
     export.add_argument(
@@ -69,7 +79,16 @@ def _import(arguments: argparse.Namespace) -> None:
         raise _unplaced()
     check_platforms()
     with show_progress("import") as progress:
-        config = import_model(arguments.source, out, chat_format=arguments.chat_format, progress=progress)
+        config = import_model(
+            arguments.source,
+            out,
+            chat_format=arguments.chat_format,
+            add_tokens=arguments.add_tokens,
+            pad_vocabulary_to=arguments.pad_vocabulary_to,
+            progress=progress,
+        )
+    if arguments.add_tokens or arguments.pad_vocabulary_to > 1:
+        say(f"its vocabulary has {config.vocab_size:,} tokens; rows that it did not have are the mean of its tokens'")
     say(
         f"a model of {config.n_layers} layers in {out}; to train from it: include '{out}/model.gin' in a config, with "
         f"init = @FromCheckpoint and init.path = '{out}'"

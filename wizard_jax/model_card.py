@@ -120,18 +120,37 @@ def _base_of(model: FoundModel) -> str:
     """Where the imported weights came from that it goes back to; '' where it was trained from random ones."""
     if not model.untraced:
         return ""
-    path = Path(model.untraced)
-    if (path / IDENTITY).exists() and read_identity(path).stage == "import":
-        return load_config(ImportConfig, path).source
-    return model.untraced
+    told = _imported(model)
+    return model.untraced if told is None else told.source
 
 
 def _base_line(model: FoundModel, *, base: str) -> str:
     if not base:
         return "It was trained from random weights."
+    told = _imported(model)
+    added = "" if told is None else _added_line(told)
     if model.run is None:
-        return f"It was imported from {base}, and not trained since."
-    return f"Its weights come from {base}, of whose training data nothing is known here."
+        return f"It was imported from {base}, and not trained since.{added}"
+    return f"Its weights come from {base}, of whose training data nothing is known here.{added}"
+
+
+def _imported(model: FoundModel) -> ImportConfig | None:
+    """How the weights that it goes back to were imported; None where no import made them."""
+    path = Path(model.untraced)
+    is_import = model.untraced and (path / IDENTITY).exists() and read_identity(path).stage == "import"
+    return load_config(ImportConfig, path) if is_import else None
+
+
+def _added_line(told: ImportConfig) -> str:
+    """What the vocabulary was given at the import; '' for nothing."""
+    line = ""
+    if told.added_tokens:
+        named = ", ".join(f"`{token}`" for token in told.added_tokens)
+        line += f" Its tokenizer was given the special tokens {named}."
+    if told.grown_from:
+        line += f" Its vocabulary grew from {told.grown_from:,} to {told.model.vocab_size:,}: each new row of the"
+        line += " embedding, and of the unembedding, was at first the mean of the tokens that it came with."
+    return line
 
 
 def _data_lines(dataset: Path) -> list[str]:

@@ -7,11 +7,12 @@ import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import sentencepiece
 
+from wizard_jax.tokenizer_added import with_special
 from wizard_jax.tokenizer_engines import WITH_LEADING_SPACE, Engine, JsonEngine, SentencePieceEngine
 from wizard_jax.tokenizer_files import JSON, PIECES, SENTENCEPIECE, AddedToken, TokenizerError, read_files
 
@@ -79,6 +80,23 @@ class Tokenizer:
     @functools.cached_property
     def sha256(self) -> str:
         return hashlib.sha256(b"".join(self.files.values())).hexdigest()
+
+    def with_added(self, contents: Sequence[str]) -> Tokenizer:
+        """This tokenizer and new special tokens, which have the next ids in the order given.
+
+        Raises TokenizerError: one that is empty, given twice, or there already.
+        """
+        if not contents:
+            return self
+        wrong = [f"{one!r} is given twice" for one in dict.fromkeys(contents) if contents.count(one) > 1]
+        for content in dict.fromkeys(contents):
+            if not content.strip() or _unicode(content) != content:
+                wrong.append(f"{content!r} is no text")
+            elif (token := self._engine.id_of(content)) is not None:
+                wrong.append(f"{content!r} is there already, with the id {token}")
+        if wrong:
+            raise TokenizerError(f"these special tokens can not be added, leave them out: {'; '.join(wrong)}")
+        return _from_files(with_special(self.files, contents, first=self.vocab_size))
 
     def special_id(self, name: str) -> int | None:
         """The id of a special token, such as <|eot_id|>, which no text turns into; None if there is none."""

@@ -57,6 +57,9 @@ class Engine(Protocol):
 
     def piece(self, token: int) -> str: ...
 
+    def id_of(self, piece: str) -> int | None:
+        """Of any piece or token; None: there is none."""
+
     def special_id(self, name: str) -> int | None: ...
 
 
@@ -98,6 +101,10 @@ class SentencePieceEngine:
 
     def piece(self, token: int) -> str:
         return self.added[token].content if token in self.added else str(self._processor.id_to_piece(token))
+
+    def id_of(self, piece: str) -> int | None:
+        token = self._ids.get(piece, int(self._processor.piece_to_id(piece)))
+        return token if self.piece(token) == piece else None
 
     def special_id(self, name: str) -> int | None:
         if name in self._ids:
@@ -224,6 +231,10 @@ class JsonEngine:
 
     def piece(self, token: int) -> str:
         return str(self._tokenizer.id_to_token(token))
+
+    def id_of(self, piece: str) -> int | None:
+        token: int | None = self._tokenizer.token_to_id(piece)
+        return token
 
     def special_id(self, name: str) -> int | None:
         return self._special.get(name)

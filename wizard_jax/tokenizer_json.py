@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, processors
+from tokenizers import decoders, models, normalizers, processors
 
 from wizard_jax.sentencepiece_model import SentencePieceModel, parse
+from wizard_jax.tokenizer_files import AddedToken
 
 SPACE = "▁"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
 
-def tokenizer_json(model: bytes) -> bytes | None:
+def tokenizer_json(model: bytes, added: Mapping[int, AddedToken] = MappingProxyType({})) -> bytes | None:
     """The same tokenizer, with BOS before every text; None where this format can not say what the model does.
 
-    That is: no byte-pair encoding, a text that is normalised, or no bytes for what no piece covers.
+    That is: no byte-pair encoding, a text that is normalised, no bytes for what no piece covers, or ids of `added`
+    tokens that do not follow one another.
     """
     parsed = parse(model)
     if parsed.kind != "bpe" or parsed.charsmap or parsed.removes_spaces or not parsed.byte_fallback:
@@ -39,13 +44,20 @@ def tokenizer_json(model: bytes) -> bytes | None:
     )
     for kind in (_UNKNOWN, _CONTROL, _USER_DEFINED):
         named = [piece for piece, type_ in zip(pieces, types, strict=True) if type_ == kind]
-        made.add_tokens([AddedToken(piece, special=kind != _USER_DEFINED, normalized=False) for piece in named])
+        _add(made, [AddedToken(content=piece, special=kind != _USER_DEFINED) for piece in named])
+    _add(made, [added[number] for number in sorted(added)])
+    if any(made.token_to_id(token.content) != number for number, token in added.items()):
+        return None
     bos = next((piece for piece, type_ in zip(pieces, types, strict=True) if type_ == _CONTROL), None)
     if bos is not None:
         made.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocabulary[bos])]
         )
     return (made.to_str(pretty=True) + "\n").encode()
+
+
+def _add(made: tokenizers.Tokenizer, tokens: Sequence[AddedToken]) -> None:
+    made.add_tokens([tokenizers.AddedToken(one.content, special=one.special, normalized=False) for one in tokens])
 
 
 def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -23,6 +24,7 @@ from wizard_jax.convert.imported import ImportConfig
 from wizard_jax.convert.inventory import INDEX, check_own, read_tensors
 from wizard_jax.convert.new_folder import check_free, new_folder, write_bytes, write_json
 from wizard_jax.convert.peft import write_adapter
+from wizard_jax.convert.resizing import grown_config, grown_index, padded_size, vocabulary_growth
 from wizard_jax.convert.safetensors_file import Written
 from wizard_jax.convert.verify import verify_logits, verify_tensors, verify_written
 from wizard_jax.model.config import ModelConfig
@@ -40,47 +42,70 @@ _log = logging.getLogger(__name__)
 Verify = Literal["tensors and logits", "tensors", "nothing"]
 MARK = "export.json"
 """What an exported folder was made from, so that the same export is not made twice."""
+_SMALL = (INDEX, "generation_config.json")
 
 
-def import_model(source: str | Path, out: Path, *, chat_format: str = "", progress: Progress = nobody) -> ModelConfig:
+def import_model(
+    source: str | Path,
+    out: Path,
+    *,
+    chat_format: str = "",
+    add_tokens: Sequence[str] = (),
+    pad_vocabulary_to: int = 1,
+    progress: Progress = nobody,
+) -> ModelConfig:
     """Copies a Hugging Face folder (or hf://owner/name) into `out`, which `init=@FromCheckpoint` and others take.
 
-    Every tensor is checked, and every byte read back, with no more than a part of one in memory.
+    Every tensor is checked, and every byte read back, with no more than a part of one in memory. `add_tokens` are new
+    special tokens; the vocabulary grows to hold them, and on to a multiple of `pad_vocabulary_to` (see resizing.py).
 
     Raises:
       UserError: no folder of a known model, an unknown chat format, pickled weights, a tokenizer with more tokens than
-        the model, tensors that do not fit the config (all listed) or hold NaN or infinity, or `out` is taken.
+        the model, tokens that can not be added, tensors that do not fit the config (all listed) or hold NaN or
+        infinity, or `out` is taken.
     """
     named = hub.find(str(source)) if str(source).startswith(hub.SCHEME) else None
     folder = epath.Path(source) if named is None else epath.Path(hub.fetch(named))
     if Path(folder).resolve() == out.resolve():
         raise UserError(f"{source}: is source and --out in one: choose another --out")
-    model = importing.read_model_config(folder)
-    tokenizer_path = tokenizer_file(Path(folder))
-    tokenizer = Tokenizer(tokenizer_path)
-    small = [INDEX, "generation_config.json"]
-    check_own(folder, [*small, *tokenizer.files])
-    check_fits(tokenizer, model, folder=Path(folder))
+    stored_model = importing.read_model_config(folder)
+    known = Tokenizer(tokenizer_file(Path(folder)))
+    check_own(folder, [*_SMALL, *known.files])
+    check_fits(known, stored_model, folder=Path(folder))
+    tokenizer = known.with_added(add_tokens)
+    rows = padded_size(max(stored_model.vocab_size, tokenizer.vocab_size), multiple=pad_vocabulary_to)
     chat_format = chat_format or importing.read_chat_format(folder)
     if chat_format:
         check_tokenizer(get_format(chat_format), tokenizer)
-    stored = read_tensors(folder, model)
-    config = ImportConfig(source=str(named or source), model=model, chat_format=chat_format)
+    stored = read_tensors(folder, stored_model)
+    grows = rows > stored_model.vocab_size
+    growth = vocabulary_growth(stored, stored_model, rows=rows, averaged=known.vocab_size) if grows else None
+    config = ImportConfig(
+        source=str(named or source),
+        model=dataclasses.replace(stored_model, vocab_size=rows),
+        chat_format=chat_format,
+        added_tokens=tuple(add_tokens),
+        grown_from=stored_model.vocab_size if grows else 0,
+    )
     with open_stage(out, config, stage="import") as stage:
         if stage.is_complete:
-            return model
+            return config.model
         try:
-            imported.copy_weights(stored, out, progress=progress)
+            imported.copy_weights(stored, out, growth=growth, progress=progress)
         except UserError as error:
             if isinstance(error, imported.NotFinite) or not any(out.glob("*.safetensors")):
                 shutil.rmtree(out)  # otherwise there is something to go on from
             raise
-        contents = {name: (folder / name).read_bytes() for name in small if (folder / name).exists()}
+        contents = {name: (folder / name).read_bytes() for name in _SMALL if (folder / name).exists()}
         contents |= {**tokenizer.files, imported.SETTINGS: imported.model_settings(config, out).encode()}
-        for name, content in {**contents, "config.json": (folder / "config.json").read_bytes()}.items():
+        contents["config.json"] = (folder / "config.json").read_bytes()
+        if growth is not None:
+            contents["config.json"] = grown_config(contents["config.json"], config.model)
+            contents |= {INDEX: grown_index(contents[INDEX], stored, growth)} if INDEX in contents else {}
+        for name, content in contents.items():
             write_bytes(out / name, content)
-        stage.complete({"parameters": count_params(model)})
-    return model
+        stage.complete({"parameters": count_params(config.model)})
+    return config.model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +253,14 @@ def _is_run(path: Path) -> bool:
 def _imported_from(init: FromCheckpoint) -> str:
     path = Path(init.path)
     if (path / IDENTITY).exists() and read_identity(path).stage == "import":
-        return load_config(ImportConfig, path).source
+        told = load_config(ImportConfig, path)
+        if told.added_tokens or told.grown_from:
+            raise UserError(
+                f"{path}, which the adapter was trained beside, has tokens or rows that {told.source} has not: export "
+                f"it (wizard export {path} BASE) and name that by --base-model, or leave --format out, which writes "
+                "base and adapter in one"
+            )
+        return told.source
     raise UserError(
         f"{path}, which the adapter was trained beside, was not imported from a Hugging Face folder: name that of its "
         "export by --base-model, or leave --format out, which writes base and adapter in one"

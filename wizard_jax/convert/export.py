@@ -164,8 +164,9 @@ def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, model: ModelC
     chat = get_format(chat_format)
     end = end_id(chat, tokenizer)
     files = dict(tokenizer.files)
-    if SENTENCEPIECE in files and (as_json := tokenizer_json(files[SENTENCEPIECE])) is not None:
-        files[JSON] = as_json
+    if SENTENCEPIECE in files:
+        as_json = tokenizer_json(files[SENTENCEPIECE], tokenizer.added)
+        files |= {} if as_json is None else {JSON: as_json}
     for name, content in files.items():
         write_bytes(folder / name, content)
     write_json(folder / "tokenizer_config.json", _tokenizer_config(model, tokenizer, chat_format=chat, end=end))

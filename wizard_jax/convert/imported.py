@@ -1,6 +1,6 @@
 """The folder of `wizard import`: a Hugging Face folder of which every byte was checked.
 
-model-*.safetensors   as they came, with the index if there is one
+model-*.safetensors   as they came, with the index if there is one; where the vocabulary grew, with its new rows
 weights.json          size and CRC-32C of each, as they were read back from the disk
 tokenizer.*           and generation_config.json, if there is one
 model.gin             the network as settings, for a training config to include
@@ -30,6 +30,7 @@ from configs.loader import setting
 from configs.parsing import format_binding
 from configs.trees import entries
 from wizard_jax.convert.inventory import Folder, weight_files
+from wizard_jax.convert.resizing import Chunk, Growth, grown_file, grown_size
 from wizard_jax.convert.safetensors_file import FLOATS, Stored, all_finite, checksum, reopened
 from wizard_jax.convert.tensors import ConversionError
 from wizard_jax.hosts.group import ALONE, Hosts
@@ -53,8 +54,10 @@ class ImportConfig:
     """What `wizard import` was told, and the network that it found."""
 
     source: str = setting(doc="the Hugging Face folder, or hf:// name at a commit")
-    model: ModelConfig = setting(doc="read from its config.json")
+    model: ModelConfig = setting(doc="read from its config.json; its vocabulary may have grown since")
     chat_format: str = setting("", doc="the format that the model was trained with; '' if none is known")
+    added_tokens: tuple[str, ...] = setting((), doc="special tokens that its tokenizer was given here")
+    grown_from: int = setting(0, doc="rows of its embedding before the vocabulary grew; 0: it did not")
 
 
 def model_settings(config: ImportConfig, out: Path) -> str:
@@ -64,15 +67,18 @@ def model_settings(config: ImportConfig, out: Path) -> str:
     return "\n".join([*lines, *(format_binding(one.path, one.value) for one in told)]) + "\n"
 
 
-def copy_weights(stored: Mapping[str, Stored], out: Path, *, progress: Progress) -> None:
+def copy_weights(stored: Mapping[str, Stored], out: Path, *, growth: Growth | None = None, progress: Progress) -> None:
     """Copies the files that hold the tensors, and reads them back; those of an earlier start are kept.
+
+    With `growth`, the files of the tensors that grow are written anew, with all that is in them.
 
     Raises NotFinite; ConversionError: a disk that holds other bytes than were written, or has no room.
     """
     files = weight_files(stored)
     done = {name: told for name, told in _sums(out).items() if _is_kept(out / name, told, files)}
     missing = [file for file in files if file.name not in done]
-    sizes = {file.name: int(file.stat().length) for file in files}
+    contents = {file.name: _content(file, stored, growth) for file in files}
+    sizes = {name: size for name, (size, _) in contents.items()}
     check_room(out, sum(sizes[file.name] for file in missing))
     total, copied = sum(sizes.values()), sum(sizes[name] for name in done)
 
@@ -89,7 +95,7 @@ def copy_weights(stored: Mapping[str, Stored], out: Path, *, progress: Progress)
         before: tuple[Future[dict[str, Any]], str] | None = None
         for file in missing:
             partial = out / f".{file.name}.partial"
-            told = _copy(file, [one for one in stored.values() if one.file == file], partial, tell=tell)
+            told = _copy(file, contents[file.name][1], partial, tell=tell)
             if before is not None:
                 note(*before)
             before = reading.submit(_settle, partial, out / file.name, told), file.name
@@ -150,29 +156,46 @@ def _seen(file: epath.Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _copy(file: epath.Path, tensors: Sequence[Stored], partial: Path, *, tell: Callable[[int], None]) -> dict[str, Any]:
-    """Copies a file, whose tensors follow one another; returns what the copy must be.
+def _copy(file: epath.Path, chunks: Iterable[Chunk], partial: Path, *, tell: Callable[[int], None]) -> dict[str, Any]:
+    """Writes what a file is to hold; returns what the copy must be.
 
     Raises NotFinite, which names all such tensors of it.
     """
     seen = _seen(file)
     crc, size, broken = 0, 0, []
-    with naming(partial), open(file, "rb") as source, open(partial, "wb", buffering=0) as copy:
-        for last, tensor in _parts(tensors):
-            while size < last:
-                chunk = source.read(min(_CHUNK, last - size))
-                if not chunk:
-                    raise ConversionError(f"{file}: became shorter while it was read; start again when it is whole")
-                if tensor is not None and tensor.name not in broken and not _finite(chunk, tensor):
-                    broken.append(tensor.name)
-                crc = google_crc32c.extend(crc, chunk)
-                _write_all(copy, memoryview(chunk))
-                size += len(chunk)
-                tell(len(chunk))
+    with naming(partial), open(partial, "wb", buffering=0) as copy:
+        for tensor, chunk in chunks:
+            if tensor is not None and tensor.name not in broken and not _finite(chunk, tensor):
+                broken.append(tensor.name)
+            crc = google_crc32c.extend(crc, chunk)
+            _write_all(copy, memoryview(chunk))
+            size += len(chunk)
+            tell(len(chunk))
     if broken:
         lines = [f"{file}: {len(broken)} tensor(s) hold NaN or infinity, and nothing can be made of them:", *broken]
         raise NotFinite("\n  ".join(lines))
     return {"source": seen, "bytes": size, "crc32c": crc}
+
+
+def _content(file: epath.Path, stored: Mapping[str, Stored], growth: Growth | None) -> tuple[int, Iterator[Chunk]]:
+    """How many bytes a file gets, and which."""
+    tensors = [one for one in stored.values() if one.file == file]
+    if growth is not None and growth.touches(tensors):
+        return grown_size(tensors, growth), grown_file(tensors, growth)
+    return int(file.stat().length), _chunks(file, tensors)
+
+
+def _chunks(file: epath.Path, tensors: Sequence[Stored]) -> Iterator[Chunk]:
+    """A file as it is, whose tensors follow one another."""
+    read = 0
+    with open(file, "rb") as source:
+        for last, tensor in _parts(tensors):
+            while read < last:
+                chunk = source.read(min(_CHUNK, last - read))
+                if not chunk:
+                    raise ConversionError(f"{file}: became shorter while it was read; start again when it is whole")
+                read += len(chunk)
+                yield tensor, chunk
 
 
 def _parts(tensors: Sequence[Stored]) -> Iterator[tuple[int, Stored | None]]:

@@ -177,6 +177,18 @@ def all_finite(array: Array) -> bool:
     return all((flat[at : at + step] & exponents).max() < exponents for at in range(0, flat.size, step))
 
 
+def file_header(tensors: Mapping[str, tuple[str, Sequence[int]]]) -> bytes:
+    """How a file begins that holds tensors of given dtypes (the format's names) and shapes, one after another."""
+    told: dict[str, Any] = {_META: {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * _BITS[dtype] // 8
+        told[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(told, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Slot:
     """Where the bytes of a tensor go."""
@@ -201,17 +213,12 @@ class Written:
         self._headers = {folder / name: self._header(folder / name, tensors) for name, tensors in files.items()}
 
     def _header(self, file: Path, tensors: Mapping[str, Sequence[int]]) -> bytes:
-        told: dict[str, Any] = {_META: {"format": "pt"}}
-        end = 0
+        header = file_header({name: (CODES[self._dtype.name], shape) for name, shape in tensors.items()})
+        start = len(header)
         for name, shape in tensors.items():
-            start, end = end, end + math.prod(shape) * self._dtype.itemsize
-            told[name] = {"dtype": CODES[self._dtype.name], "shape": list(shape), "data_offsets": [start, end]}
-        text = json.dumps(told, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        for name, shape in tensors.items():
-            start = 8 + len(text) + told[name]["data_offsets"][0]
             self._slots[name] = _Slot(file=file, start=start, shape=tuple(shape))
-        return len(text).to_bytes(8, "little") + text
+            start += math.prod(shape) * self._dtype.itemsize
+        return header
 
     def __enter__(self) -> Self:
         for file, header in self._headers.items():
