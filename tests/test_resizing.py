@@ -32,7 +32,8 @@ from wizard_jax.convert.resizing import rounded
 from wizard_jax.convert.safetensors_file import PART
 from wizard_jax.runs import find_model, open_model
 from wizard_jax.tokenizer import Tokenizer, TokenizerError, tokenizer_file
-from wizard_jax.transfer import export_model, import_model
+from wizard_jax.train.config import FromCheckpoint
+from wizard_jax.transfer import _imported_from, export_model, import_model
 
 TOKENS = ("<|im_start|>", "<|im_end|>")
 OTHERS = ("<|speaker_a|>", "<|speaker_b|>")
@@ -363,3 +364,8 @@ def test_a_value_is_rounded_once_to_bfloat16() -> None:
     values = np.array([1 + 2.0**-8 + 2.0**-40, -(1 + 2.0**-8 + 2.0**-40), 1 + 2.0**-8, 1 + 3 * 2.0**-8 - 2.0**-40, 0.0])
     found = rounded(values, np.dtype(ml_dtypes.bfloat16)).astype(np.float64)
     np.testing.assert_array_equal(found, [1 + 2.0**-7, -(1 + 2.0**-7), 1, 1 + 2.0**-7, 0])
+
+
+def test_an_adapter_beside_it_does_not_name_a_base_without_its_tokens(imported: Imported) -> None:
+    with pytest.raises(UserError, match=r"has tokens or rows that .* has not"):
+        _imported_from(FromCheckpoint(path=str(imported.out)))
