@@ -96,13 +96,12 @@ def import_model(
             if isinstance(error, imported.NotFinite) or not any(out.glob("*.safetensors")):
                 shutil.rmtree(out)  # otherwise there is something to go on from
             raise
-        contents = {name: (folder / name).read_bytes() for name in _SMALL if (folder / name).exists()}
-        contents |= {**tokenizer.files, imported.SETTINGS: imported.model_settings(config, out).encode()}
-        contents["config.json"] = (folder / "config.json").read_bytes()
+        contents = {name: (folder / name).read_bytes() for name in (*_SMALL, "config.json") if (folder / name).exists()}
         if growth is not None:
             contents["config.json"] = grown_config(contents["config.json"], config.model)
             contents |= {INDEX: grown_index(contents[INDEX], stored, growth)} if INDEX in contents else {}
-        for name, content in contents.items():
+        contents = {imported.SETTINGS: imported.model_settings(config, out).encode(), **tokenizer.files, **contents}
+        for name, content in contents.items():  # config.json last: no other program loads half a model
             write_bytes(out / name, content)
         stage.complete({"parameters": count_params(config.model)})
     return config.model
