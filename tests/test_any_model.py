@@ -71,7 +71,7 @@ class Trained:
     run: Path
 
 
-IN_THE_ORDINARY_RUN = ("llama 3.2", "starcoder")
+IN_THE_ORDINARY_RUN = ("llama 3.2",)
 
 
 @pytest.fixture(

@@ -223,6 +223,7 @@ def test_a_folder_that_is_another_s_is_refused_before_anything_is_sent(tmp_path:
     assert not (tmp_path / "one").exists()
 
 
+@pytest.mark.slow
 def test_a_pipeline_tells_what_to_expect_and_what_all_shards_have_spent(tmp_path: Path) -> None:
     said: list[tuple[int, str]] = []
     seen: list[Mapping[str, Any]] = []

@@ -116,6 +116,7 @@ def test_an_import_that_adds_tokens_stopped_before_any_of_its_changes_is_then_fi
     assert stopped_everywhere(parent, command, tmp_path / "here" / "out", files(tmp_path / "whole")) >= 25
 
 
+@pytest.mark.slow
 def test_an_export_stopped_before_any_of_its_changes_leaves_nothing_that_loads_and_is_then_finished(
     parent: Parent, flow: Flow, tmp_path: Path
 ) -> None:

@@ -186,6 +186,7 @@ def test_when_one_process_is_killed_the_others_end_soon_and_say_so_and_the_run_g
     assert untimed(out) == untimed(whole)
 
 
+@pytest.mark.slow
 def test_an_adapter_whose_processes_were_killed_goes_on_bit_for_bit(
     farm: Farm, config: TrainConfig, whole: Path, tmp_path: Path
 ) -> None:

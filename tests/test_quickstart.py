@@ -179,7 +179,8 @@ def killed(folder: Path, *, whole: Ended, kills: int) -> Iterator[Ended]:
             yield flow(folder, kill=(verb, rng.uniform(0, end - start)))
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 6])
 def test_killed_in_every_stage_it_comes_to_the_same_results(
     kills: int, whole: Ended, folder: Path, tmp_path: Path
 ) -> None:

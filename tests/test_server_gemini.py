@@ -20,6 +20,9 @@ from data_gen.llm.server import SimulatedServer, gemini_wire
 from data_gen.llm.server.service import Conduct
 from data_gen.llm.simulated import NAME, SimulatedChatModel
 
+# Of the client that Google's library makes of aiohttp, where no other is given to it.
+pytestmark = pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")
+
 VERTEX = "/v1beta1/projects/p/locations/global/publishers/google/models/gemini-x:generateContent"
 AI_STUDIO = "/v1beta/models/gemini-x:generateContent"
 PATHS = (VERTEX, VERTEX.replace("v1beta1", "v1"), AI_STUDIO, AI_STUDIO.replace("v1beta", "v1"))

@@ -100,7 +100,7 @@ def import_model(
         if growth is not None:
             contents["config.json"] = grown_config(contents["config.json"], config.model)
             contents |= {INDEX: grown_index(contents[INDEX], stored, growth)} if INDEX in contents else {}
-        contents = {imported.SETTINGS: imported.model_settings(config, out).encode(), **tokenizer.files, **contents}
+        contents = {imported.SETTINGS: imported.model_settings(config).encode(), **tokenizer.files, **contents}
         for name, content in contents.items():  # config.json last: no other program loads half a model
             write_bytes(out / name, content)
         stage.complete({"parameters": count_params(config.model)})

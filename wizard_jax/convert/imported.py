@@ -60,10 +60,10 @@ class ImportConfig:
     grown_from: int = setting(0, doc="rows of its embedding before the vocabulary grew; 0: it did not")
 
 
-def model_settings(config: ImportConfig, out: Path) -> str:
+def model_settings(config: ImportConfig) -> str:
     """`model.gin`: what a training config includes, so that it trains this network."""
     told = [one for one in entries(config) if one.chosen and one.path.startswith("model.") and one.role == "identity"]
-    lines = [f"# The network of {config.source}. In a training config: include '{out / SETTINGS}'", ""]
+    lines = [f"# The network of {config.source}: settings of `model` alone, for a training config to include.", ""]
     return "\n".join([*lines, *(format_binding(one.path, one.value) for one in told)]) + "\n"
 
 
