@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wizard_jax.generate.text import TextStream, token_text
@@ -36,6 +36,7 @@ def test_what_is_shown_joined_is_the_whole_text(tokenizer: Tokenizer, text: str)
 
 
 @given(st.lists(st.integers(0, 329), max_size=30))
+@example([0, 1, 311])
 def test_also_of_tokens_that_no_text_makes(tokenizer: Tokenizer, ids: list[int]) -> None:
     ids = [token % tokenizer.vocab_size for token in ids]
     shown = "".join(pieces(tokenizer, ids))
@@ -43,11 +44,17 @@ def test_also_of_tokens_that_no_text_makes(tokenizer: Tokenizer, ids: list[int])
 
 
 @given(st.text("abn dé", max_size=30), st.lists(st.text("abn dé", min_size=1, max_size=4), max_size=3))
-def test_the_text_ends_where_the_first_stop_string_begins(tokenizer: Tokenizer, text: str, stop: list[str]) -> None:
+@example(" aa", ["a", " aa"])
+def test_the_text_ends_where_the_stop_string_begins_that_is_whole_first(
+    tokenizer: Tokenizer, text: str, stop: list[str]
+) -> None:
     ids = tokenizer.encode(text)
-    whole = tokenizer.decode(ids)
-    ends = [whole.find(one) for one in stop if one in whole]
-    expected = whole[: min(ends)] if ends else whole
+    expected = tokenizer.decode(ids)
+    for count in range(1, len(ids) + 1):
+        so_far = tokenizer.decode(ids[:count])
+        if begins := [so_far.find(one) for one in stop if one in so_far]:
+            expected = so_far[: min(begins)]
+            break
     shown = pieces(tokenizer, ids, stop=tuple(stop))
     assert "".join(shown) == expected
     for end in range(len(shown)):  # never a part that is taken back

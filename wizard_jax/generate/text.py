@@ -13,8 +13,9 @@ _CONTEXT = 6  # tokens of what stands before; enough for a character of four byt
 class TextStream:
     """The text of tokens that come bit by bit, up to the first of the stop strings.
 
-    All that `push` and `finish` return, joined, is the text of all tokens, cut where the first stop string begins. A
-    character whose bytes have not all come, and an end that a stop string may begin with, are held back.
+    All that `push` and `finish` return, joined, is the text of all tokens, cut where the stop string begins that is
+    whole first; of several that one token makes whole, where the first of them begins. A character whose bytes have
+    not all come, and an end that a stop string may begin with, are held back.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, context: Sequence[int] = (), stop: Iterable[str] = ()) -> None:
@@ -57,7 +58,9 @@ class TextStream:
         same = len(before) if now.startswith(before) else len(before.rstrip(_UNFINISHED))
         self._held += now[same:]
         self._length += len(now) - same
-        self._since, self._read = self._read, len(self._ids)
+        if len(now) > same:  # else the next word would stand first, where its space is left out
+            self._since = self._read
+        self._read = len(self._ids)
         self._cut()
 
     def _cut(self) -> None:
