@@ -99,22 +99,11 @@ def work(arguments: argparse.Namespace) -> None:
 def transformers_side(prompts: np.ndarray, *, size: Size, arguments: argparse.Namespace) -> Say:
     warnings.simplefilter("ignore")
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=size.vocab,
-        hidden_size=size.width,
-        intermediate_size=size.feed_forward,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
-        head_dim=size.head_dim,
-        max_position_embeddings=2048,
-        rms_norm_eps=1e-5,
-    )
-    model: Any = LlamaForCausalLM(config).eval()
+    model: Any = LlamaForCausalLM(size.of_transformers(max_position_embeddings=2048)).eval()
     model.save_pretrained(arguments.folder)
     model.generation_config.eos_token_id = None
     inputs = torch.tensor(prompts, dtype=torch.long)

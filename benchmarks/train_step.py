@@ -46,6 +46,22 @@ class Size(NamedTuple):
     def head_dim(self) -> int:
         return self.width // self.heads
 
+    def of_transformers(self, **settings: Any) -> Any:
+        """A `LlamaConfig` of these sizes."""
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            vocab_size=self.vocab,
+            hidden_size=self.width,
+            intermediate_size=self.feed_forward,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            head_dim=self.head_dim,
+            rms_norm_eps=1e-5,
+            **settings,
+        )
+
 
 SIZES = {"25M": Size(8_000, 512, 6, 8, 1_280), "110M": Size(16_000, 768, 12, 12, 2_048)}
 
@@ -231,22 +247,11 @@ def product(side: str, subscripts: str, arrays: list[np.ndarray]) -> Callable[[]
 def pytorch(tokens: np.ndarray, *, size: Size, threads: int, compiled: bool) -> tuple[int, Step]:
     import torch
     from torch.autograd import backward
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=size.vocab,
-        hidden_size=size.width,
-        intermediate_size=size.feed_forward,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
-        head_dim=size.head_dim,
-        max_position_embeddings=tokens.shape[1],
-        rms_norm_eps=1e-5,
-        use_cache=False,
-    )
+    config = size.of_transformers(max_position_embeddings=tokens.shape[1], use_cache=False)
     model: Any = LlamaForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1)
     inputs, targets = torch.tensor(tokens[:, :-1]), torch.tensor(tokens[:, 1:])

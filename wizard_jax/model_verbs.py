@@ -185,8 +185,7 @@ def _chat(arguments: argparse.Namespace) -> None:
         conversations = []
         for path, name in zip(arguments.models, _names(arguments.models), strict=True):
             speaker, _ = _speaker(path, arguments, mesh=mesh, name=name)
-            if speaker.chat_format is None:
-                raise UserError(f"{path} names no chat format: give --chat-format NAME")
+            speaker.check_format()
             length = _length(arguments.length, speaker)
             engine = Engine(speaker.params, config=speaker.config, rows=1, length=length)
             conversations.append(Conversation(speaker, engine))

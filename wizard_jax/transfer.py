@@ -31,7 +31,7 @@ from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import Params, count_params
 from wizard_jax.model_card import model_card
 from wizard_jax.progress import Progress, nobody
-from wizard_jax.runs import FoundModel, check_fits, check_imported, find_model, open_model
+from wizard_jax.runs import FoundModel, check_fits, check_imported, find_model, known_format, open_model
 from wizard_jax.tokenizer import Tokenizer, tokenizer_file
 from wizard_jax.train.checkpoint import PARAMS, CheckpointStore
 from wizard_jax.train.config import FromCheckpoint
@@ -144,9 +144,7 @@ def export_model(
       VerificationError: what was written is not the model; there is no folder then.
     """
     found = find_model(run, step=step)
-    chat_format = chat_format or found.chat_format
-    if not chat_format:
-        raise UserError(f"{run} names no chat format: say which it was trained with by --chat-format")
+    chat_format = known_format(found, chat_format)
     check_tokenizer(get_format(chat_format), found.tokenizer)
     opened = _open_weights(found, step=step)
     mark = _mark(found, opened, dtype=dtype, chat_format=chat_format, kind="merged")
@@ -231,7 +229,7 @@ def export_peft(
         _log.warning(note)
     trained = restore_adapter(run, model=found.config, adapter=adapter, step=at).trees[PARAMS]
     base = base_model or _imported_from(init)
-    chat_format = chat_format or found.chat_format
+    chat_format = known_format(found, chat_format)
     opened = _Opened(weights=lambda *_: None, step=at, sha256="")
     mark = {**_mark(found, opened, dtype=dtype, chat_format=chat_format, kind="peft"), "base": base}
     if (done := _done(out, mark)) is not None:

@@ -34,11 +34,15 @@ class Speaker:
             ends.append(end_id(self.chat_format, self.tokenizer))
         return tuple(dict.fromkeys(ends))
 
-    def prompt_of_turns(self, turns: Sequence[Turn]) -> Tokens:
-        """Raises UserError: the model has no chat format; ChatError: turns that it can not write."""
+    def check_format(self) -> ChatFormat:
+        """The chat format. Raises UserError: the model has none."""
         if self.chat_format is None:
             raise UserError(f"{self.name} names no chat format: give --chat-format NAME")
-        return encode_prompt(turns, chat_format=self.chat_format, tokenizer=self.tokenizer)
+        return self.chat_format
+
+    def prompt_of_turns(self, turns: Sequence[Turn]) -> Tokens:
+        """Raises UserError: the model has no chat format; ChatError: turns that it can not write."""
+        return encode_prompt(turns, chat_format=self.check_format(), tokenizer=self.tokenizer)
 
     def prompt_of_text(self, text: str) -> Tokens:
         """The ids of a text that the model is to go on with, from its beginning (BOS, where there is one)."""
