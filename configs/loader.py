@@ -9,6 +9,8 @@
 Layers, each overriding the ones before it: the included files, the file, the next file, the command
 line. Within a layer order means nothing, and a path is bound once.
 
+A field may hold components by names that the file chooses (`models.seeds = @Local`); None takes one out again.
+
 A layer that chooses another type for a component keeps what earlier layers bound below it where the
 new type has a field of that name, and drops the rest. A binding that its own layer's choices do not
 allow is an error, so a misspelling is never dropped.
@@ -20,6 +22,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from configs.parsing import (
@@ -154,19 +157,28 @@ def _locate(state: _Assembly, path: str) -> _Place:
     cls = state.root
     default: Any = MISSING
     above: Field | None = None
+    group: Field | None = None
     for depth, name in enumerate(names):
-        here = fields_of(cls)
-        if name not in here:
-            return _Place(
-                problem=_of_another_choice(above, cls, names[:depth], name) or _unknown(state.root, cls, names, depth)
-            )
-        found = here[name]
-        if depth == len(names) - 1:
+        prefix, is_last = ".".join(names[: depth + 1]), depth == len(names) - 1
+        if group is not None:
+            if not name.isidentifier():
+                return _Place(problem=f"{name!r} is no name: letters, digits and _, not beginning with a digit")
+            found, group, default = group.member(name), None, None
+        else:
+            if name not in fields_of(cls):
+                above_it = _of_another_choice(above, cls, names[:depth], name)
+                return _Place(problem=above_it or _unknown(state.root, cls, names, depth))
+            found = fields_of(cls)[name]
+            default = getattr(default, name) if type(default) is cls else found.default
+        if is_last and found.named:
+            return _Place(problem=f"holds {found.type_text()}")
+        if is_last:
             return _Place(field=found)
-        prefix = ".".join(names[: depth + 1])
+        if found.named:
+            group = found
+            continue
         if not found.components:
             return _Place(problem=f"{prefix} is no component: its type is {found.type_text()}")
-        default = getattr(default, name) if type(default) is cls else found.default
         chosen = _chosen(state, found, prefix, default)
         if chosen is None:
             return _Place(unchosen=prefix)
@@ -307,7 +319,9 @@ def _build(state: _Assembly, cls: type, *, prefix: str, default: Any) -> Any:
     for name, found in fields_of(cls).items():
         path = prefix + name
         given = getattr(default, name) if type(default) is cls else found.default
-        if found.components:
+        if found.named:
+            values[name] = _build_named(state, found, path)
+        elif found.components:
             values[name] = _build_component(state, found, path, given)
         else:
             values[name] = _leaf(state, found, path, given)
@@ -321,6 +335,15 @@ def _build(state: _Assembly, cls: type, *, prefix: str, default: Any) -> Any:
         where = ", ".join(dict.fromkeys(bound)) or "defaults"
         state.problems.append(f"{where}: {prefix.rstrip('.') or cls.__name__}: {error}")
         return None
+
+
+def _build_named(state: _Assembly, found: Field, path: str) -> Mapping[str, Any]:
+    """The components below `path`, in the order in which they were first bound."""
+    names = dict.fromkeys(
+        one.removeprefix(f"{path}.").partition(".")[0] for one in state.bound if one.startswith(f"{path}.")
+    )
+    built = {name: _build_component(state, found.member(name), f"{path}.{name}", None) for name in names}
+    return MappingProxyType({name: one for name, one in built.items() if one is not None})
 
 
 def _build_component(state: _Assembly, found: Field, path: str, default: Any) -> Any:

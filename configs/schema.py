@@ -8,8 +8,8 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import pydantic
@@ -40,7 +40,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Field:
-    """One field: a component (one of some dataclasses, perhaps None) or a leaf (any other type)."""
+    """One field: a component (one of some dataclasses, perhaps None), several by name, or a leaf (any other type)."""
 
     name: str
     owner: str
@@ -50,17 +50,25 @@ class Field:
     default: Any
     role: Role
     doc: str
+    named: bool = False
+    """Whether it holds any number of components, each by a name that the file chooses."""
+
+    def member(self, name: str) -> Field:
+        """The component of that name, of a field that holds several; None leaves out what an earlier layer chose."""
+        return replace(self, name=name, optional=True, default=None, named=False)
 
     @property
     def sole_component(self) -> type | None:
         """The dataclass that stands here without being chosen."""
-        return self.components[0] if len(self.components) == 1 and not self.optional else None
+        return self.components[0] if len(self.components) == 1 and not self.optional and not self.named else None
 
     def component_named(self, name: str) -> type | None:
         return next((one for one in self.components if one.__name__ == name), None)
 
     def type_text(self) -> str:
         """The type, as a reader of a config file would write its values."""
+        if self.named:
+            return f"components by name: {self.name}.NAME = {self.member('NAME').type_text()}"
         if not self.components:
             return annotation_text(self.annotation)
         names = [f"@{one.__name__}" for one in self.components] + ["None"] * self.optional
@@ -88,16 +96,19 @@ def _field(cls: type, field: dataclasses.Field[Any], annotation: Any) -> Field:
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    members = _union_members(annotation)
+    named = get_origin(annotation) is Mapping
+    members = _union_members(get_args(annotation)[1] if named else annotation)
     components = tuple(one for one in members if _is_component(one))
     optional = type(None) in members
+    if named and (not components or optional or default):
+        raise TypeError(f"{cls.__name__}.{field.name}: a mapping is from names to dataclasses, and begins empty")
     if components:
         others = [one for one in members if one not in components and one is not type(None)]
         if others or len({one.__name__ for one in components}) < len(components):
             raise TypeError(
                 f"{cls.__name__}.{field.name}: a component is one of dataclasses of different names, or None"
             )
-    return Field(field.name, cls.__name__, annotation, components, optional, default, role, doc)
+    return Field(field.name, cls.__name__, annotation, components, optional, default, role, doc, named)
 
 
 def _is_component(annotation: Any) -> bool:

@@ -61,7 +61,11 @@ def _walk(config: Any, prefix: str, role: Role) -> Iterator[Entry]:
         value = getattr(config, field.name)
         path = prefix + field.name
         here: Role = "operational" if "operational" in (role, field.role) else "identity"
-        if not field.components:
+        if field.named:
+            for name, one in value.items():
+                yield Entry(f"{path}.{name}", Reference(type(one).__name__), here)
+                yield from _walk(one, f"{path}.{name}.", here)
+        elif not field.components:
             try:
                 yield Entry(path, check_value(field.annotation, value), here)
             except ValueError as error:
@@ -124,6 +128,8 @@ def _walk_paths(cls: type, *, prefix: str, role: Role, default: Any) -> Iterator
         path = prefix + field.name
         here: Role = "operational" if "operational" in (role, field.role) else "identity"
         value = getattr(default, field.name) if type(default) is cls else field.default
+        if field.named:
+            field, path, value = field.member("NAME"), f"{path}.NAME", None
         if field.sole_component is None:
             required = value is MISSING
             shown = Reference(type(value).__name__) if dataclasses.is_dataclass(value) else value

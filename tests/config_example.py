@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +58,8 @@ class Train:
     judge: AdamW | Lion = setting(Lion(weight_decay=0.5))
     probe: Probe | None = setting(None)
     watch: Warmup = setting(Warmup(steps=7), operational=True)
+    arms: Mapping[str, AdamW | Lion] = setting(default_factory=dict, doc="by name")
+    probes: Mapping[str, Probe] = setting(default_factory=dict, operational=True)
     steps: int = setting(10)
     scale: float = setting(1.0)
     strict: bool = setting(False)

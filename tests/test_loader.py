@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from configs.loader import ConfigError, load, origins
+from configs.loader import ConfigError, identity, load, origins
 from configs.parsing import SHIPPED
 from data_gen.config import EvolveConfig
 
@@ -55,6 +55,26 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
 def test_a_binding_addresses_a_path_in_the_tree_and_the_rest_is_default(files: Files) -> None:
     config = files.load("data.path = 'p'  # where\noptimizer.warmup.steps = 5\nsteps = 3\n")
     assert config == Train(data=Data(path="p"), optimizer=AdamW(warmup=Warmup(steps=5)), steps=3)
+
+
+def test_components_by_name_are_as_many_as_are_chosen_in_the_order_of_the_files(files: Files) -> None:
+    files.write(
+        "base.gin",
+        BASE + "arms.z = @AdamW\narms.z.b2 = 0.5\narms.a = @Lion\nprobes.one = @Probe\nprobes.one.every = 2\n",
+    )
+    config = files.load(
+        "include 'base.gin'\narms.z.b2 = 0.7\narms.b = @Lion\nprobes.one = None\n", "arms.b.weight_decay=0.3"
+    )
+    assert list(config.arms.items()) == [("z", AdamW(b2=0.7)), ("a", Lion()), ("b", Lion(weight_decay=0.3))]
+    assert config.probes == {}
+    assert files.load(BASE).arms == {}
+
+
+def test_the_order_of_names_is_no_part_of_what_a_stage_is_told(files: Files) -> None:
+    first, second = (
+        files.load(BASE + text) for text in ("arms.a = @Lion\narms.b = @AdamW\n", "arms.b = @AdamW\narms.a = @Lion\n")
+    )
+    assert identity(first) == identity(second) != identity(files.load(BASE + "arms.a = @Lion\n"))
 
 
 def test_a_block_binds_the_fields_below_its_name(files: Files) -> None:
@@ -222,7 +242,13 @@ def test_a_path_given_twice_on_the_command_line_is_refused(files: Files) -> None
     [
         ("dtaa.seq_len = 3", "main.gin:2: dtaa.seq_len: Train has no setting 'dtaa'; did you mean data?"),
         ("data.sqe_len = 3", "main.gin:2: data.sqe_len: Data has no setting 'sqe_len'; did you mean data.seq_len?"),
-        ("weight_decay = 1.0", "did you mean optimizer.weight_decay or judge.weight_decay?"),
+        ("arms = @Lion", "holds components by name: arms.NAME = @AdamW | @Lion"),
+        ("arms.a.weight_decay = 0.1", "arms.a is not chosen; write arms.a = @AdamW or arms.a = @Lion"),
+        ("arms.a = @Lion\narms.a.b2 = 0.1", "Lion has no setting 'b2'; it goes with arms.a = @AdamW"),
+        ("arms.a = @Loin", "@Loin is none of its types, @AdamW | @Lion | None; did you mean Lion?"),
+        ("arms.a = 3", "3 chooses no type"),
+        ("probes.a = @Probe", "probes.a.every: required"),
+        ("weight_decay = 1.0", "did you mean optimizer.weight_decay or judge.weight_decay or arms.NAME.weight_decay?"),
         ("zzz = 3", "main.gin:2: zzz: Train has no setting 'zzz'; a macro is written in upper case: ZZZ"),
         ("steps.x = 3", "main.gin:2: steps.x: steps is no component: its type is int"),
         ("steps = 1.5", "main.gin:2: steps = 1.5: expected int"),

@@ -22,6 +22,7 @@ warmups = st.builds(Warmup, steps=st.integers(), shape=st.sampled_from(["linear"
 optimizers = st.builds(AdamW, peak_lr=floats, b2=floats, warmup=warmups) | st.builds(
     Lion, peak_lr=floats, weight_decay=floats
 )
+names = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True)
 trains = st.builds(
     Train,
     data=st.builds(
@@ -40,6 +41,8 @@ trains = st.builds(
     judge=optimizers,
     probe=st.none() | st.builds(Probe, every=st.integers(min_value=1)),
     watch=warmups,
+    arms=st.dictionaries(names, optimizers, max_size=3),
+    probes=st.dictionaries(names, st.builds(Probe, every=st.integers(min_value=1)), max_size=2),
     steps=st.integers(),
     scale=floats,
     strict=st.booleans(),
