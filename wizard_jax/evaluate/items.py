@@ -1,0 +1,67 @@
+"""What tasks, answers and judges have in common: items that are asked, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from configs.errors import UserError
+
+
+class TaskError(UserError):
+    """A task's items can not be read, or are not what the config says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One thing that is asked of every model, in one turn or several, each after the answers to those before it."""
+
+    id: str
+    """Its own within the task."""
+    turns: tuple[str, ...]
+    """What the user says."""
+    skill: str = ""
+    """A category of the task, such as Math; '' where it has none."""
+    difficulty: float | None = None
+    """As the task labels it: WizardLM's 1 to 10, a number of steps, a number of constraints."""
+    references: tuple[str, ...] = ()
+    """For judges: a right answer to each turn."""
+    target: str = ""
+    """For a program: the right result."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What the task's own `score` needs beside that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """A task as it was read."""
+
+    items: tuple[Item, ...]
+    source: str
+    """The file, or what drew the items."""
+    sha256: str
+    """Of the file, or of what drew them."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the results should know of them, such as items that are there twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model said to an item; `problem` is why there is no answer, or ''."""
+
+    item: str
+    model: str
+    texts: tuple[str, ...]
+    """One for each turn."""
+    finish_reasons: tuple[str, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a program found of an answer: shares from 0 to 1 by name, the first of them the task's main one."""
+
+    values: Mapping[str, float]
+    extracted: str = ""
+    """What the answer came down to."""
