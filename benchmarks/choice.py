@@ -37,7 +37,7 @@ from data_gen.llm.simulated import EFFECTS
 from data_gen.operations import PUBLISHED
 from data_gen.pilot import PLAN
 from data_gen.records import Record
-from data_gen.run import BudgetReached
+from data_gen.side_by_side import BudgetReached
 from wizard_jax.progress import show_table
 
 FAULTS = Faults(unchanged=0.03, refusal=0.02, copied_prompt=0.02, empty=0.02, truncated=0.01, filtered=0.005)

@@ -29,8 +29,9 @@ from data_gen.llm.stack import Prepared, Sending, open_stack, prepare
 from data_gen.operations import answer_prompt
 from data_gen.records import Record, Rejected, Turn
 from data_gen.report_counts import Distinct
-from data_gen.run import BudgetReached, Progress, Run, Work, places
+from data_gen.run import Progress, Run, Work, places
 from data_gen.settings import check_answer
+from data_gen.side_by_side import BudgetReached
 
 ANSWERED = "dataset_sha256"
 """The entry in the journal that says which data set is answered."""

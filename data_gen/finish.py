@@ -29,8 +29,9 @@ from data_gen.measure.asking import Judge
 from data_gen.measure.measure import Check, Found, asks_judge, per_round
 from data_gen.records import Record, Rejected
 from data_gen.report import write_report
-from data_gen.run import BudgetReached, Run
+from data_gen.run import Run
 from data_gen.shards import Manifest
+from data_gen.side_by_side import BudgetReached
 from data_gen.tally import Tally
 
 DATASET = "dataset"

@@ -31,8 +31,9 @@ from data_gen.llm.journal_file import spent_by_round
 from data_gen.llm.stack import Prepared, Sending, Stack, cast, open_stack, prepare
 from data_gen.measure.measure import asks_judge
 from data_gen.records import Record
-from data_gen.run import BudgetReached, Progress, Run, RunError, Work, places
+from data_gen.run import Progress, Run, Work, places
 from data_gen.settings import check, check_count, needs_pilot
+from data_gen.side_by_side import BudgetReached, RunError
 from data_gen.sources import SeedsFound
 
 SEEDS = "seeds.sha256"

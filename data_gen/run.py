@@ -17,8 +17,7 @@ from itertools import islice
 from time import monotonic
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
-from configs.errors import UserError
-from configs.interrupt import Interrupted, StopFlag
+from configs.interrupt import StopFlag
 from data_gen import sources
 from data_gen.evolve import Lineage
 from data_gen.forecast import Forecast, Interval
@@ -28,32 +27,15 @@ from data_gen.llm.journal import Journal
 from data_gen.llm.pricing import dollars
 from data_gen.llm.stack import Stack
 from data_gen.records import Record, Rejected
+from data_gen.side_by_side import LOST_IN_A_ROW, all_done
 
 T = TypeVar("T")
 
-BUDGET_SPENT = 3
-"""The exit code of a run that its budget ended."""
-
-LOST_IN_A_ROW = 20
-"""So many requests that gave up one after another, with no reply between, mean that nobody is there."""
-
 _OPEN_PER_PLACE = 2  # open pieces per request in flight: while one waits for the disk, another is ready to send
 _MOST_OPEN = 2048  # more than that keep no model busier, and each holds its texts
-_POLL_SECONDS = 0.05  # how soon a signal is heeded
 _TOLD_SECONDS = 0.5  # between two updates of what is shown
 _RATE_SECONDS = 60.0  # over which rates are taken
 _RULES_SHOWN = 4
-
-
-class RunError(UserError):
-    """A run can not go on; what was answered so far is in its journal."""
-
-
-class BudgetReached(Interrupted):
-    """The budget is spent. What is there is a valid data set, and a larger budget goes on from it."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(BUDGET_SPENT, why)
 
 
 class Paid(str):
@@ -247,30 +229,8 @@ class Run:
         return self.measuring_usd(lineage, verdicts) if self.measuring_usd else 0.0
 
     async def all(self, work: Iterable[Coroutine[Any, Any, None]]) -> None:
-        """Waits for all, or for the first failure or a signal; then the journal drains what is in flight.
-
-        Raises:
-          RunError: a model can not be used at all.
-          Interrupted: a signal came.
-        """
-        tasks = [asyncio.create_task(one) for one in work]
-        together = asyncio.gather(*tasks)
-        while not together.done() and self.stop.exit_code is None:
-            await asyncio.wait([together], timeout=_POLL_SECONDS)
-        for task in tasks:
-            task.cancel()
-        # Each is asked for its error: asyncio prints one that nobody has seen, behind our own message.
-        *ended, _ = await asyncio.gather(*tasks, together, return_exceptions=True)
-        errors = (one for one in ended if isinstance(one, BaseException))
-        failed = next((error for error in errors if not isinstance(error, asyncio.CancelledError)), None)
-        if isinstance(failed, Permanent):
-            raise RunError(
-                f"the model can not be used: {failed}. What was answered so far is saved: "
-                "mend this and start the same command again"
-            ) from failed
-        if failed is not None:
-            raise failed
-        self.stop.raise_if_set()
+        """Waits for all, or for the first failure or a signal; raises as `all_done` does."""
+        await all_done(work, stop=self.stop)
 
     async def one(self, work: Coroutine[Any, Any, T]) -> T:
         """What the work comes to; errors and signals as in `all`."""

@@ -36,7 +36,7 @@ from data_gen.config import (
 from data_gen.generate import generate
 from data_gen.llm.server import SimulatedServer
 from data_gen.records import Record
-from data_gen.run import BudgetReached
+from data_gen.side_by_side import BudgetReached
 
 FAULTS = Faults(refusal=0.1, empty=0.05)
 QUICK = Measure(diversity_sample=0)

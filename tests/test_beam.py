@@ -40,7 +40,7 @@ from data_gen.generate import generate
 from data_gen.llm.pricing import dollars
 from data_gen.llm.server import SimulatedServer
 from data_gen.records import Record
-from data_gen.run import BudgetReached
+from data_gen.side_by_side import BudgetReached
 
 CONFIG = EvolveConfig(
     seeds=SimulatedSeeds(count=30),

@@ -20,7 +20,7 @@ from data_gen import shards
 from data_gen.config import Budget, EvolveConfig, Faults, Measure, OpenAICompatible, Price, Simulated, SimulatedSeeds
 from data_gen.generate import generate
 from data_gen.llm.server import SimulatedServer
-from data_gen.run import BUDGET_SPENT, BudgetReached
+from data_gen.side_by_side import BUDGET_SPENT, BudgetReached
 
 FAULTS = Faults(unchanged=0.1, refusal=0.05, copied_prompt=0.05, empty=0.05)
 DOLLARS = Price(input=1_000_000.0, output=2_000_000.0)

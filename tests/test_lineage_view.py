@@ -35,8 +35,8 @@ from data_gen.llm.journal_file import JournalError
 from data_gen.merge import merge
 from data_gen.records import Record, Rejected
 from data_gen.report_counts import read_rejected
-from data_gen.run import BudgetReached
 from data_gen.shards import read_dataset, write_dataset
+from data_gen.side_by_side import BudgetReached
 from wizard_jax.cli import main
 
 FIRST = example("000004", instruction="Name three fruits.", source="seeds.json")

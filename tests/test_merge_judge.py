@@ -37,7 +37,7 @@ from data_gen.generate import generate
 from data_gen.llm import journal_file
 from data_gen.llm.journal import JOURNAL
 from data_gen.merge import merge
-from data_gen.run import BudgetReached, RunError
+from data_gen.side_by_side import BudgetReached, RunError
 from wizard_jax.cli import main
 
 CONFIG = EvolveConfig(

@@ -29,8 +29,9 @@ from data_gen.llm.chat import ChatModel
 from data_gen.operations import PUBLISHED
 from data_gen.pilot import PLAN, Settled, by_plan, steps_of
 from data_gen.records import Record, Rejected
-from data_gen.run import BudgetReached, Work
+from data_gen.run import Work
 from data_gen.settings import SettingsError
+from data_gen.side_by_side import BudgetReached
 
 FAULTS = Faults(unchanged=0.05, refusal=0.05, copied_prompt=0.05, empty=0.05)
 SEEDS, LINEAGES = 60, 25

@@ -17,7 +17,7 @@ from configs.folder import FolderError
 from data_gen.config import Budget, EvolveConfig, Faults, Measure, Pilot, Price, Shard, Simulated, SimulatedSeeds
 from data_gen.generate import generate, preview
 from data_gen.llm.server import SimulatedServer
-from data_gen.run import BudgetReached
+from data_gen.side_by_side import BudgetReached
 from wizard_jax.cli import main
 
 FAULTS = Faults(unchanged=0.1, refusal=0.05, copied_prompt=0.05, empty=0.05)

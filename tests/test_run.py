@@ -31,7 +31,8 @@ from data_gen.llm.journal import Journal
 from data_gen.llm.stack import Stack
 from data_gen.llm.standstill import Standstill
 from data_gen.records import Record, Rejected, Turn
-from data_gen.run import LOST_IN_A_ROW, Run, RunError, Work
+from data_gen.run import Run, Work
+from data_gen.side_by_side import LOST_IN_A_ROW, RunError
 
 
 def seed(index: int) -> Record:

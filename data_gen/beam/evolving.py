@@ -34,7 +34,8 @@ from data_gen.generate import generate
 from data_gen.llm import journal_file
 from data_gen.llm.journal import JOURNAL
 from data_gen.llm.journal_file import JournalError
-from data_gen.run import BudgetReached, Paid, Progress
+from data_gen.run import Paid, Progress
+from data_gen.side_by_side import BudgetReached
 
 SHARES = "shares.json"
 STOP = "stop"

@@ -51,9 +51,10 @@ from data_gen.measure.duplicates import Duplicates
 from data_gen.measure.measure import Check, Found
 from data_gen.merge import merge
 from data_gen.records import Record
-from data_gen.run import BudgetReached, Progress
+from data_gen.run import Progress
 from data_gen.settings import check, check_count
 from data_gen.shards import DataFile, Manifest
+from data_gen.side_by_side import BudgetReached
 
 STAGE = "evolve-beam"
 _POLL_SECONDS = 0.2

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from configs.errors import UserError
-from data_gen.config import AnswerConfig, EvolveConfig, Gemini, OpenAICompatible, Provider, Simulated
+from data_gen.config import EvolveConfig, Gemini, OpenAICompatible, Provider, Simulated
 from data_gen.llm import jobs_file
 from data_gen.llm.batch import BatchChat
 from data_gen.llm.batch_service import LostJobs
@@ -33,6 +33,21 @@ if TYPE_CHECKING:
     from data_gen.llm.openai import OpenAIChat
 
 
+class _Sent(Protocol):
+    """The settings that every verb has which asks models."""
+
+    @property
+    def concurrency(self) -> int: ...
+    @property
+    def max_attempts(self) -> int: ...
+    @property
+    def requests_per_minute(self) -> float | None: ...
+    @property
+    def tokens_per_minute(self) -> float | None: ...
+    @property
+    def lost_jobs(self) -> LostJobs: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sending:
     """How requests are sent: how fast (see `Pacing`), and whether what a lost batch job was asked is asked again."""
@@ -44,7 +59,7 @@ class Sending:
     lost_jobs: LostJobs = "stop"
 
     @classmethod
-    def of(cls, config: EvolveConfig | AnswerConfig) -> Self:
+    def of(cls, config: _Sent) -> Self:
         return cls(
             concurrency=config.concurrency,
             max_attempts=config.max_attempts,
@@ -56,16 +71,20 @@ class Sending:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """What a run asks: `model` passes each request on to whoever has its purpose."""
+    """What a run asks: `model` passes each request on to whoever has its purpose; `models` are all, by role."""
 
     model: ChatModel
     ledger: Ledger
     standstill: Standstill
     pacings: tuple[Pacing, ...]
     batches: tuple[BatchChat, ...]
+    models: Mapping[str, ChatModel] = field(default_factory=dict)
 
 
-_SETTING: Mapping[Purpose, str] = MappingProxyType({"answer": "answerer", "judge": "judge"})
+Roles = Mapping[str, Provider]
+"""Who does what: by the purpose of requests, or by where in the config a provider stands, such as models.gemini."""
+
+_SETTING: Mapping[str, str] = MappingProxyType({"answer": "answerer", "judge": "judge"})
 """Where a provider stands that is not `llm`."""
 
 
@@ -73,7 +92,7 @@ JUDGED: tuple[Purpose, ...] = ("difficulty", "rank", "contamination")
 """What is asked of the finished records."""
 
 
-def cast(config: EvolveConfig) -> dict[Purpose, Provider]:
+def cast(config: EvolveConfig) -> Roles:
     """Who does what in a run."""
     answerer, judge = config.answerer or config.llm, config.judge or config.llm
     return {
@@ -90,13 +109,13 @@ def cast(config: EvolveConfig) -> dict[Purpose, Provider]:
 class Prepared:
     """The providers of a run, with their keys and prices found; nothing was sent yet."""
 
-    providers: Mapping[Purpose, Provider]
+    providers: Roles
     prices: Mapping[Provider, Prices]
     clients: Mapping[Provider, OpenAIChat | GeminiChat]
     services: Mapping[Provider, OpenAIBatchService | VertexBatchService]
 
 
-def prepare(providers: Mapping[Purpose, Provider], *, models: Sequence[str] = ()) -> Prepared:
+def prepare(providers: Roles, *, models: Sequence[str] = ()) -> Prepared:
     """Finds keys and prices; `models` are those of a mixture, which the first provider serves beside its own.
 
     Raises:
@@ -105,10 +124,10 @@ def prepare(providers: Mapping[Purpose, Provider], *, models: Sequence[str] = ()
     prices: dict[Provider, Prices] = {}
     clients: dict[Provider, OpenAIChat | GeminiChat] = {}
     services: dict[Provider, OpenAIBatchService | VertexBatchService] = {}
-    for purpose, provider in providers.items():
+    for role, provider in providers.items():
         if provider in prices:
             continue
-        setting = _SETTING.get(purpose, "llm")
+        setting = _SETTING.get(role, role if "." in role else "llm")
         prices[provider] = Prices(provider, models=() if prices else models, setting=setting)
         if isinstance(provider, Simulated):
             continue
@@ -162,8 +181,10 @@ async def open_stack(prepared: Prepared, *, journal: Journal, ledger: Ledger, se
                 )
                 pacings.append(model)
             opened[provider] = model
+        models = {role: opened[provider] for role, provider in prepared.providers.items()}
         yield Stack(
-            model=_ByPurpose({purpose: opened[provider] for purpose, provider in prepared.providers.items()}),
+            model=_ByPurpose(models),
+            models=models,
             ledger=ledger,
             standstill=standstill,
             pacings=tuple(pacings),
@@ -227,7 +248,7 @@ def _service(provider: OpenAICompatible | Gemini, *, setting: str) -> OpenAIBatc
 class _ByPurpose:
     """A `ChatModel` that passes each request on to whoever has its purpose."""
 
-    models: Mapping[Purpose, ChatModel]
+    models: Mapping[str, ChatModel]
 
     async def complete(self, request: ChatRequest) -> ChatReply:
         return await self.models[request.key.purpose].complete(request)
