@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from configs.folder import open_stage
-from wizard_jax.evaluate.config import EvalConfig, SimulatedWorld
-from wizard_jax.evaluate.statistics import wilson
+from wizard_jax.evaluate.config import EvalConfig, Local, SimulatedWorld
+from wizard_jax.evaluate.items import Answer, Item
+from wizard_jax.evaluate.results import ANSWERS, answer_rows, model_results
 from wizard_jax.evaluate.tasks import simulated_world
-from wizard_jax.evaluate.tasks.simulated_world import BANDS, Sample, Seen
+from wizard_jax.evaluate.tasks.simulated_world import Seen
 
 NOTHING_SEEN = Seen(frozenset(), frozenset(), (("evolved", 1234, "ab" * 32),))
 
@@ -19,7 +19,7 @@ NOTHING_SEEN = Seen(frozenset(), frozenset(), (("evolved", 1234, "ab" * 32),))
 def forge_evaluation(
     out: Path,
     *,
-    answer: Callable[[Sample], str] = lambda sample: sample.target,
+    answer: Callable[[Item], str] = lambda item: item.target,
     label: str = "",
     model: str = "nowhere/run",
     per_band: int = 3,
@@ -30,30 +30,21 @@ def forge_evaluation(
 ) -> Path:
     """`answer` says what the model said to each task."""
     task = SimulatedWorld(per_band=per_band, seed=seed, held_out_from=("evolved",))
-    config = EvalConfig(model=model, task=task, label=label)
-    samples, thrown_away = simulated_world.samples(task, NOTHING_SEEN)
-    scored = [(sample, answer(sample)) for sample in samples]
-    rows = [
-        {**asdict(sample), "completion": said, **asdict(simulated_world.score(sample, said))} for sample, said in scored
-    ]
-    counts = {band: sum(row["correct"] for row in rows if row["band"] == band) for band in BANDS}
+    config = EvalConfig(models={"one": Local(path=model, label=label)}, task=task)
+    items, thrown_away = simulated_world.items(task, NOTHING_SEEN)
+    said = {
+        item.id: Answer(item=item.id, model="one", texts=(answer(item),), finish_reasons=("stop",)) for item in items
+    }
+    rows = answer_rows(items, {"one": said}, score=simulated_world.score)
+    told = {"label": label or Path(model).name, "model": model, "notes": list(notes), "untraced": untraced}
+    held_out = {
+        "checked_against": [{"folder": "evolved", "records": 1234, "sha256": "ab" * 32}],
+        "texts": 5678,
+        "pairs": 4321,
+        "unparsed": unparsed,
+        "drawn_and_thrown_away": thrown_away,
+    }
     with open_stage(out, config, stage="eval") as folder:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (out / "simulated_world.jsonl").write_text(text, encoding="utf-8")
-        folder.complete(
-            {
-                "label": label or Path(model).name,
-                "model": model,
-                "notes": list(notes),
-                "untraced": untraced,
-                "bands": {band: wilson(counts[band], per_band)._asdict() for band in BANDS},
-                "held_out": {
-                    "checked_against": [{"folder": "evolved", "records": 1234, "sha256": "ab" * 32}],
-                    "texts": 5678,
-                    "pairs": 4321,
-                    "unparsed": unparsed,
-                    "drawn_and_thrown_away": thrown_away,
-                },
-            }
-        )
+        (out / ANSWERS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        folder.complete({"task": {"held_out": held_out}, "models": {"one": {**told, **model_results(rows)}}})
     return out

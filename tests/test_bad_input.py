@@ -366,7 +366,9 @@ def a_model_that_is_not_there(flow: Flow, folder: Path) -> Mistake:
 
 @row
 def answers_to_no_prompt_at_once(flow: Flow, folder: Path) -> Mistake:
-    return Mistake(flow.eval_command(folder / "out", "batch_size=0"), ("batch_size is 0", "at least 1"), folder / "out")
+    return Mistake(
+        flow.eval_command(folder / "out", "models.tiny.rows=0"), ("models.tiny.rows is 0", "at least 1"), folder / "out"
+    )
 
 
 @row

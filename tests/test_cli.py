@@ -165,10 +165,10 @@ def test_a_missing_module_of_no_extra_is_a_bug(monkeypatch: pytest.MonkeyPatch) 
 OPEN = {
     "evolve": [],
     "train": ["data.dataset=evolved", "tokenizer=tokenizer.model"],
-    "eval": ["model=runs/evolved", "task.held_out_from=('evolved',)"],
+    "eval": ["models.evolved=@Local", "models.evolved.path=runs/evolved", "task.held_out_from=('evolved',)"],
 }
 SHIPPED = {"evolve": "evolve/quickstart", "train": "train/quickstart", "eval": "eval/simulated_world"}
-CHANGED = {"evolve": ("rounds", "7"), "train": ("steps", "7"), "eval": ("max_new_tokens", "7")}
+CHANGED = {"evolve": ("rounds", "7"), "train": ("steps", "7"), "eval": ("max_tokens", "7")}
 
 
 @pytest.mark.parametrize("stage", SHIPPED)

@@ -13,13 +13,14 @@ from tiny_flow import Flow
 from configs.errors import UserError
 from configs.folder import read_complete
 from wizard_jax.cli import main
+from wizard_jax.evaluate.items import Item
 from wizard_jax.evaluate.statistics import difference, wilson
-from wizard_jax.evaluate.tasks.simulated_world import BANDS, Sample
+from wizard_jax.evaluate.tasks.simulated_world import BANDS
 from wizard_jax.report import comparison
 
 
-def only_short(sample: Sample) -> str:
-    return sample.target if sample.band in BANDS[:2] else "wrong"
+def only_short(item: Item) -> str:
+    return item.target if item.band in BANDS[:2] else "wrong"
 
 
 @pytest.fixture

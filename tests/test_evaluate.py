@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.evaluate import evaluate
 from wizard_jax.evaluate.statistics import wilson
 from wizard_jax.evaluate.tasks.simulated_world import BANDS
+from wizard_jax.progress import nobody
 from wizard_jax.runs import open_model
 
 ROOT = Path(__file__).parents[1]
@@ -31,89 +31,84 @@ import pathlib, sys, time
 from configs.loader import load
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.evaluate import evaluate
-config, out = load(EvalConfig, [], sys.argv[2:]), pathlib.Path(sys.argv[1])
-evaluate(config, out, progress=lambda done, total, facts: time.sleep(0.3))
+file, out = sys.argv[1], pathlib.Path(sys.argv[2])
+def tell(done, total, facts):
+    print(done, flush=True)
+    time.sleep(0.3)
+evaluate(load(EvalConfig, [file], sys.argv[3:]), out, progress=tell)
 """
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "simulated_world.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def config_of(command: list[str]) -> EvalConfig:
+    return load(EvalConfig, [command[1]], [word for word in command if "=" in word])
 
 
 @pytest.fixture(scope="module")
 def evaluation(flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluation") / "eval"
-    assert main(flow.eval_command(out, "label=tiny")) == 0
+    assert main(flow.eval_command(out, "models.tiny.label=the tiny one")) == 0
     return out
 
 
 def test_results_are_those_of_the_rows(flow: Flow, evaluation: Path) -> None:
     results = json.loads((evaluation / "results.json").read_text())
     assert results == read_complete(evaluation, stage="eval")
-    answers = rows(evaluation)
+    answers, told = rows(evaluation), results["models"]["tiny"]
     assert [row["band"] for row in answers] == [band for band in BANDS for _ in range(2)]
     for band in BANDS:
-        correct = sum(row["correct"] for row in answers if row["band"] == band)
-        assert results["bands"][band] == wilson(correct, 2)._asdict()
-    assert all(row["correct"] == (row["extracted"] == row["target"]) for row in answers)
-    assert (results["label"], results["model"], results["step"]) == ("tiny", str(flow.run), 2)
-    assert (results["untraced"], results["held_out"]["unparsed"]) == ("", 0)
-    checked = results["held_out"]["checked_against"]
-    assert [one["folder"] for one in checked] == [str(flow.evolved)]
-    assert checked[0]["records"] == read_complete(flow.evolved)["records"]
-    assert checked[0]["sha256"] == read_complete(flow.evolved)["dataset_sha256"]
+        correct = sum(row["scores"]["exact match"] for row in answers if row["band"] == band)
+        assert told["bands"][band]["exact match"] == wilson(int(correct), 2)._asdict()
+    assert all(row["scores"]["exact match"] == (row["extracted"] == row["target"]) for row in answers)
+    assert (told["label"], told["model"], told["step"]) == ("the tiny one", str(flow.run), 2)
+    assert (told["answered"], told["not_answered"], told["untraced"]) == (8, {}, "")
+    held_out = results["task"]["held_out"]
+    assert held_out["unparsed"] == 0
+    (checked,) = held_out["checked_against"]
+    assert checked["folder"] == str(flow.evolved)
+    assert checked["records"] == read_complete(flow.evolved)["records"]
+    assert checked["sha256"] == read_complete(flow.evolved)["dataset_sha256"]
 
 
 def test_a_finished_evaluation_is_not_done_again(flow: Flow, evaluation: Path) -> None:
-    before = (evaluation / "simulated_world.jsonl").stat().st_mtime_ns
-    assert main(flow.eval_command(evaluation, "label=another name", "batch_size=3")) == 0
-    assert (evaluation / "simulated_world.jsonl").stat().st_mtime_ns == before
+    before = (evaluation / "answers.jsonl").stat().st_mtime_ns
+    assert main(flow.eval_command(evaluation, "models.tiny.label=another name", "models.tiny.rows=3")) == 0
+    assert (evaluation / "answers.jsonl").stat().st_mtime_ns == before
 
 
-def test_killed_with_no_warning_it_goes_on_with_the_same_rows(flow: Flow, evaluation: Path, tmp_path: Path) -> None:
+def test_killed_with_no_warning_it_asks_only_for_what_is_missing(flow: Flow, evaluation: Path, tmp_path: Path) -> None:
     out = tmp_path / "eval"
-    settings = [word for word in flow.eval_command(out, "batch_size=1") if "=" in word]
-    command = [sys.executable, "-c", SLOW, str(out)]
-    child = subprocess.Popen([*command, *settings], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 120
-    while not (out / "simulated_world.jsonl").exists() or len(rows(out)) < 2:
+    command = flow.eval_command(out, "models.tiny.rows=1")
+    settings = [word for word in command if "=" in word]
+    line = [sys.executable, "-c", SLOW, str(ROOT / command[1]), str(out), *settings]
+    child = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    while child.stdout.readline().strip() != "3":
         assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
     child.kill()
+    child.stdout.close()
     assert child.wait() == -signal.SIGKILL
-    there = (out / "simulated_world.jsonl").read_text()
-    assert 2 <= there.count("\n") < 8
-    with (out / "simulated_world.jsonl").open("a") as file:
-        file.write('{"id": "cut off')
-    assert main(flow.eval_command(out, "batch_size=8")) == 0
-    assert (out / "simulated_world.jsonl").read_text().startswith(there)
+    assert not (out / "answers.jsonl").exists()
+    facts: dict[str, int | str | float] = {}
+    evaluate(config_of(command), out, progress=lambda *told: facts.update(told[2]))
+    assert int(facts["from the journal"]) >= 3
+    assert int(facts["asked"]) == 8 - int(facts["from the journal"])
     assert rows(out) == rows(evaluation)
-
-
-def test_rows_damaged_in_the_middle_are_asked_again(flow: Flow, evaluation: Path, tmp_path: Path) -> None:
-    out = tmp_path / "eval"
-    shutil.copytree(evaluation, out)
-    (out / "complete.json").unlink()
-    file = out / "simulated_world.jsonl"
-    lines = file.read_bytes().splitlines()
-    lines[1:5] = [b"\x00" * 40, b'{"id": "1 step', b"17", b'{"id": "\xff"}']
-    file.write_bytes(b"\n".join(lines) + b"\n")
-    assert main(flow.eval_command(out, "label=tiny")) == 0
-    assert sorted(rows(out), key=str) == sorted(rows(evaluation), key=str)
-    assert read_complete(out) == read_complete(evaluation)
 
 
 def test_told_to_stop_it_keeps_its_answers_and_ends_with_42(flow: Flow, evaluation: Path, tmp_path: Path) -> None:
     out = tmp_path / "eval"
-    command = flow.eval_command(out, "batch_size=3")
-    config = load(EvalConfig, [], [word for word in command if "=" in word])
+    command = flow.eval_command(out, "models.tiny.rows=1")
     with pytest.raises(Interrupted) as stopped:
-        evaluate(config, out, progress=lambda *_: signal.raise_signal(signal.SIGTERM))
+        evaluate(config_of(command), out, progress=lambda *_: signal.raise_signal(signal.SIGTERM))
     assert stopped.value.exit_code == 42
-    assert len(rows(out)) == 3
     assert not (out / "complete.json").exists()
-    assert main(command) == 0
+    facts: dict[str, int | str | float] = {}
+    evaluate(config_of(command), out, progress=lambda *told: facts.update(told[2]))
+    assert int(facts["from the journal"]) >= 1
     assert rows(out) == rows(evaluation)
 
 
@@ -125,17 +120,47 @@ def test_answers_of_another_checkpoint_are_not_mixed_in(flow: Flow, tmp_path: Pa
     shutil.copytree(run / "checkpoints", held)
     for left in ("2", "2.json"):
         _remove(run / "checkpoints" / left)
-    assert main(flow.eval_command(out, f"model={run}")) == 0
+    asked = []
+
+    command = flow.eval_command(out, f"models.tiny.path={run}")
+    assert evaluate(config_of(command), out, progress=nobody)["models"]["tiny"]["step"] == 1
     (out / "complete.json").unlink()
-    assert {row["step"] for row in rows(out)} == {1}
     shutil.rmtree(run / "checkpoints")
     shutil.copytree(held, run / "checkpoints")
-    assert main(flow.eval_command(out, f"model={run}")) == 0
-    assert [row["step"] for row in rows(out)] == [2] * 8
+    assert (
+        evaluate(config_of(command), out, progress=lambda *told: asked.append(told[2]["asked"]))["models"]["tiny"][
+            "step"
+        ]
+        == 2
+    )
+    assert asked[-1] == 8
 
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_several_models_answer_the_same_items_and_hosted_ones_are_asked_by_the_same_code(
+    flow: Flow, evaluation: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "eval"
+    others = ("models.again=@Local", f"models.again.path={flow.run}", "models.teacher=@Simulated")
+    assert main(flow.eval_command(out, *others)) == 0
+    told = read_complete(out)["models"]
+    assert list(told) == ["tiny", "again", "teacher"]
+    assert told["teacher"]["scores"]["exact match"]["share"] == 1.0
+    by_model = {name: [{**row, "model": ""} for row in rows(out) if row["model"] == name] for name in told}
+    assert by_model["tiny"] == by_model["again"] == [{**row, "model": ""} for row in rows(evaluation)]
+
+
+def test_a_budget_ends_an_evaluation_with_3_and_a_larger_one_goes_on(flow: Flow, tmp_path: Path) -> None:
+    out = tmp_path / "eval"
+    asked = ("models.teacher=@Simulated", "models.tiny=None")
+    command = [word for word in flow.eval_command(out, *asked) if not word.startswith("models.tiny.")]
+    assert main([*command, "budget.calls=3"]) == 3
+    assert not (out / "complete.json").exists()
+    assert main(command) == 0
+    assert read_complete(out)["spent"]["calls"] == 8
 
 
 def test_a_run_is_not_asked_before_its_own_data_is_held_out(
@@ -155,20 +180,19 @@ def test_nor_before_the_data_of_the_run_that_its_weights_come_from(
     assert main(flow.evolve_command(other, "seeds.seed=5")) == 0
     train = flow.train_command(second, "init=@FromCheckpoint", f"init.path={flow.run}", f"data.dataset={other}")
     assert main([*train]) == 0
-    asked = (f"model={second}", f"task.held_out_from=({str(other)!r},)")
+    asked = (f"models.tiny.path={second}", f"task.held_out_from=({str(other)!r},)")
     assert main(flow.eval_command(tmp_path / "eval", *asked)) == 2
     assert f"was trained on {flow.evolved}" in capsys.readouterr().err
     both = f"task.held_out_from=({str(other)!r}, {str(flow.evolved)!r})"
-    assert main(flow.eval_command(tmp_path / "both", f"model={second}", both)) == 0
+    assert main(flow.eval_command(tmp_path / "both", f"models.tiny.path={second}", both)) == 0
 
 
 def test_an_exported_folder_gives_the_same_answers(flow: Flow, evaluation: Path, tmp_path: Path) -> None:
     hf = tmp_path / "hf"
     assert main(["export", str(flow.run), "--out", str(hf), "--dtype", "float32"]) == 0
-    assert main(flow.eval_command(tmp_path / "eval", f"model={hf}")) == 0
-    assert read_complete(tmp_path / "eval")["untraced"] == str(hf)
-    told = [{**row, "step": 2} for row in rows(tmp_path / "eval")]
-    assert told == rows(evaluation)
+    assert main(flow.eval_command(tmp_path / "eval", f"models.tiny.path={hf}")) == 0
+    assert read_complete(tmp_path / "eval")["models"]["tiny"]["untraced"] == str(hf)
+    assert rows(tmp_path / "eval") == rows(evaluation)
 
 
 def test_a_run_that_began_from_an_imported_model_names_it_as_of_unknown_training(flow: Flow, tmp_path: Path) -> None:
@@ -192,5 +216,5 @@ def test_an_imported_model_that_names_no_chat_format_is_refused(
     assert main(["export", str(flow.run), "--out", str(hf)]) == 0
     (hf / "tokenizer_config.json").unlink()
     assert main(["import", str(hf), "--out", str(imported)]) == 0
-    assert main(flow.eval_command(tmp_path / "eval", f"model={imported}")) == 2
+    assert main(flow.eval_command(tmp_path / "eval", f"models.tiny.path={imported}")) == 2
     assert "--chat-format" in capsys.readouterr().err

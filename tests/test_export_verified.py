@@ -200,14 +200,14 @@ def test_the_card_is_one_that_the_hub_reads_and_tells_how_the_model_came_about(f
     assert card.data.license is None
     assert {"wizard_jax", "evol-instruct"} <= set(card.data.tags)
     metrics = card.data.eval_results
-    assert {result.dataset_name for result in metrics} == {"simulated_world"}
+    assert {result.dataset_name for result in metrics} == {"SimulatedWorld"}
     for words in (
         "Rounds: round 0: ",
         "Operations: ",
         "answered by: simulated-llm",
         "License of the data: not stated",
         "Loss of the run's last step: ",
-        "simulated_world, ",
+        "SimulatedWorld, 1 step, ",
         "Exported by wizard_jax ",
         "Trained by wizard_jax ",
         "It was trained from random weights.",

@@ -36,7 +36,7 @@ TINY = {
         steps = 40
         checkpoint_every = 20
         """,
-    "eval": "include 'eval/simulated_world.gin'\ntask.per_band = 4\nmax_new_tokens = 16\n",
+    "eval": "include 'eval/simulated_world.gin'\ntask.per_band = 4\nmax_tokens = 16\n",
 }
 FLOW = """
 import sys
@@ -107,7 +107,7 @@ def results(run: Path) -> dict[str, bytes]:
     for pattern in ("evolved/dataset/*", "evolved/rejected.jsonl", "tokenizer.model", "runs/evolved/hf/*"):
         found |= {str(file.relative_to(run)): file.read_bytes() for file in run.glob(pattern)}
     for name, _, _ in ARMS:
-        for file in ("simulated_world.jsonl", "results.json"):
+        for file in ("answers.jsonl", "results.json"):
             found[f"{name}/{file}"] = (run / "runs" / name / "eval" / file).read_bytes()
         lines = (run / "runs" / name / "metrics.jsonl").read_text().splitlines()
         found[f"{name}/metrics"] = "\n".join(line.partition(', "timing"')[0] for line in lines).encode()
@@ -198,7 +198,7 @@ def test_as_shipped_evolution_shows_on_tasks_of_two_and_three_steps(tmp_path: Pa
     command = [sys.executable, "-m", "wizard_jax", "quickstart", "--out", str(tmp_path / "run")]
     subprocess.run(command, env=environment(), check=True)
     evolved, seeds = (
-        json.loads((tmp_path / "run" / "runs" / name / "eval" / "results.json").read_text())["bands"]
+        json.loads((tmp_path / "run" / "runs" / name / "eval" / "results.json").read_text())["models"][name]["bands"]
         for name in ("evolved", "seeds")
     )
     assert evolved[BANDS[0]]["share"] > 0.5

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from speaking import WORDS, asked, greedy, make_speaker, served_in_a_thread, until
 
+from wizard_jax.generate.scheduler import Scheduler, lengths
 from wizard_jax.generate.speaker import Speaker
 from wizard_jax.serve.app import Limits
-from wizard_jax.serve.scheduler import Scheduler, lengths
 from wizard_jax.serve.server import Serving
 
 

@@ -43,8 +43,9 @@ class Flow:
         return ["train", "configs/train/quickstart.gin", "--out", str(out), *given]
 
     def eval_command(self, out: Path, *settings: str) -> list[str]:
-        asked = (f"model={self.run}", f"task.held_out_from=({str(self.evolved)!r},)", "task.per_band=2")
-        given = _last((*asked, "max_new_tokens=4", "batch_size=8", *settings))
+        model = ("models.tiny=@Local", f"models.tiny.path={self.run}", "models.tiny.rows=8")
+        asked = (f"task.held_out_from=({str(self.evolved)!r},)", "task.per_band=2", "max_tokens=4")
+        given = _last((*model, *asked, *settings))
         return ["eval", "configs/eval/simulated_world.gin", "--out", str(out), *given]
 
     def tokenizer_command(self, out: Path) -> list[str]:

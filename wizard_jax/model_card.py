@@ -31,7 +31,8 @@ class Evaluation:
     folder: str
     task: str
     step: int | None
-    bands: Mapping[str, Mapping[str, float]]
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]]
+    """By part of the items, such as those of one difficulty, and by the score's name."""
 
 
 def model_card(
@@ -84,8 +85,9 @@ def _front_matter(
     results = []
     for found in evaluations:
         measured = [
-            {"type": "exact_match", "name": f"Exact match, {band}", "value": round(row["share"], 4)}
-            for band, row in found.bands.items()
+            {"type": name.replace(" ", "_"), "name": f"{name}, {part}", "value": round(row["share"], 4)}
+            for part, scores in found.scores.items()
+            for name, row in scores.items()
         ]
         dataset = {"name": found.task, "type": found.task}
         results.append({"task": {"type": "text-generation"}, "dataset": dataset, "metrics": measured})
@@ -211,10 +213,11 @@ def _losses(model: FoundModel) -> list[str]:
 
 def _results(evaluations: Sequence[Evaluation]) -> list[str]:
     return [
-        f"- {found.task}, {band}, checkpoint {found.step}: exact match {row['share']:.3f} "
+        f"- {found.task}, {part}, checkpoint {found.step}: {name} {row['share']:.3f} "
         f"({row['low']:.3f} to {row['high']:.3f}, n = {row['trials']:.0f})"
         for found in evaluations
-        for band, row in found.bands.items()
+        for part, scores in found.scores.items()
+        for name, row in scores.items()
     ]
 
 
@@ -228,8 +231,10 @@ def _evaluations(run: Path) -> Iterator[Evaluation]:
             results = read_complete(folder)
         except FolderError:  # not finished, or damaged: no result
             continue
-        if Path(results["model"]).resolve() == run.resolve():
-            yield Evaluation(folder=folder.name, task="simulated_world", step=results["step"], bands=results["bands"])
+        for told in results["models"].values():
+            if "step" in told and Path(told["model"]).resolve() == run.resolve():
+                scores = told["bands"] or {"all items": told["scores"]}
+                yield Evaluation(folder=folder.name, task=results["task"]["name"], step=told["step"], scores=scores)
 
 
 def _made_with(model: FoundModel) -> list[str]:

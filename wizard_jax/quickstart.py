@@ -42,8 +42,9 @@ def commands(out: Path, *, configs: Configs) -> list[list[str]]:
         flow.append(["train", configs.train, "--out", str(runs / name), *data, *settings])
     flow.append(["export", str(runs / "evolved")])
     for name, label, _ in ARMS:
-        asked = [f"model={runs / name}", f"task.held_out_from=({json.dumps(str(evolved))},)", f"label={label}"]
-        flow.append(["eval", configs.eval, "--out", str(runs / name / "eval"), *asked])
+        model = [f"models.{name}=@Local", f"models.{name}.path={runs / name}", f"models.{name}.label={label}"]
+        held_out = f"task.held_out_from=({json.dumps(str(evolved))},)"
+        flow.append(["eval", configs.eval, "--out", str(runs / name / "eval"), *model, held_out])
     flow.append(["report", *(str(runs / name / "eval") for name, _, _ in ARMS), "--out", str(out / "report.html")])
     return flow
 

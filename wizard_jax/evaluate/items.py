@@ -25,6 +25,8 @@ class Item:
     """A category of the task, such as Math; '' where it has none."""
     difficulty: float | None = None
     """As the task labels it: WizardLM's 1 to 10, a number of steps, a number of constraints."""
+    band: str = ""
+    """Items of similar difficulty; '' where the task has none."""
     references: tuple[str, ...] = ()
     """For judges: a right answer to each turn."""
     target: str = ""
@@ -44,6 +46,8 @@ class Items:
     """Of the file, or of what drew them."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know of them, such as items that are there twice."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What results.json says of the task beside that."""
 
 
 @dataclass(frozen=True, kw_only=True)

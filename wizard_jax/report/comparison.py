@@ -15,7 +15,8 @@ from configs.folder import COMPLETE, load_config, read_complete, write_atomicall
 from data_gen import plots
 from data_gen.llm.simulated import EFFECTS
 from data_gen.page import Html, element, figure, page, table
-from wizard_jax.evaluate.config import EvalConfig
+from wizard_jax.evaluate.config import EvalConfig, Local, Participant, SimulatedWorld
+from wizard_jax.evaluate.results import ANSWERS
 from wizard_jax.evaluate.statistics import Proportion, difference
 from wizard_jax.evaluate.tasks.simulated_world import BANDS, STEPS
 from wizard_jax.train.watching.metrics import read_metrics
@@ -30,6 +31,8 @@ CHECK = (
 )
 
 
+MAIN = "exact match"
+
 LAST_BAND = f"{BANDS[-1]}: a task has {' or '.join(map(str, STEPS[-1]))} steps."
 
 
@@ -38,27 +41,45 @@ class Arm:
     """One evaluated model."""
 
     folder: Path
+    name: str
+    """In the evaluation's config."""
     label: str
     results: Mapping[str, Any]
+    """Of this model."""
+    task: Mapping[str, Any]
     run: Mapping[str, Any] | None
     """The summary of the finished run that trained it, where that is known."""
     metrics: Sequence[tuple[float, float]]
     """(step, training loss)."""
 
     def band(self, name: str) -> Proportion:
-        return Proportion(**self.results["bands"][name])
+        return Proportion(**self.results["bands"][name][MAIN])
 
 
-def read_arm(folder: Path) -> Arm:
-    """Reads a finished evaluation and, where it names one, the run that it is of."""
+def read_arms(folder: Path) -> list[Arm]:
+    """Reads a finished evaluation and the runs that it names.
+
+    Raises UserError: it is not finished, or not of the simulated world.
+    """
     results = read_complete(folder, stage="eval")
     config = load_config(EvalConfig, folder)
-    label = config.label or str(results["label"])
-    run = Path(config.model)
+    if not isinstance(config.task, SimulatedWorld):
+        raise UserError(
+            f"{folder}: is of {type(config.task).__name__}; this page compares models in the simulated world"
+        )
+    return [_read_arm(folder, name, model, results) for name, model in config.models.items()]
+
+
+def _read_arm(folder: Path, name: str, model: Participant, results: Mapping[str, Any]) -> Arm:
+    label = model.label if isinstance(model, Local) and model.label else str(results["models"][name]["label"])
+    arm = Arm(folder, name, label, results["models"][name], results["task"], None, ())
+    if not isinstance(model, Local):
+        return arm
+    run = Path(model.path)
     if not (run / "metrics.jsonl").exists() or not (run / COMPLETE).exists():
-        return Arm(folder, label, results, None, ())
+        return arm
     rows = [row for row in read_metrics(run) if row["loss"] is not None]
-    return Arm(folder, label, results, read_complete(run, stage="train"), [(r["step"], r["loss"]) for r in rows])
+    return replace(arm, run=read_complete(run, stage="train"), metrics=[(r["step"], r["loss"]) for r in rows])
 
 
 def _told_apart(arms: Sequence[Arm]) -> list[Arm]:
@@ -77,7 +98,7 @@ def comparison_rows(arms: Sequence[Arm]) -> list[tuple[str, ...]]:
     return rows
 
 
-HEAD = ("trained on", "exact match, 1 step", *BANDS[1:], "n each")
+HEAD = ("trained on", f"{MAIN}, 1 step", *BANDS[1:], "n each")
 
 
 def write_report(folders: Sequence[Path], target: Path) -> list[Arm]:
@@ -86,7 +107,7 @@ def write_report(folders: Sequence[Path], target: Path) -> list[Arm]:
     Raises:
       UserError: an evaluation is not finished, or they did not answer the same tasks.
     """
-    arms = _told_apart([read_arm(folder) for folder in folders])
+    arms = _told_apart([arm for folder in folders for arm in read_arms(folder)])
     _check_same_tasks(arms)
     shares = {arm.label: [(b.share, b.low, b.high) for b in map(arm.band, BANDS)] for arm in arms}
     losses = {arm.label: arm.metrics[:: max(1, len(arm.metrics) // POINTS)] for arm in arms if len(arm.metrics) > 1}
@@ -95,7 +116,7 @@ def write_report(folders: Sequence[Path], target: Path) -> list[Arm]:
         element("h2", "Held-out tasks"),
         table(HEAD, comparison_rows(arms)),
         element("p", f"Shares of right results with 95 % score intervals (Wilson). {LAST_BAND}"),
-        figure(plots.shares(BANDS, shares, y_label="exact match"), "Exact match by number of steps."),
+        figure(plots.shares(BANDS, shares, y_label=MAIN), "Exact match by number of steps."),
         *_differences(arms),
         *_held_out(arms),
         element("h2", "Training"),
@@ -120,7 +141,7 @@ def _interval(cell: Proportion) -> str:
 
 
 def _check_same_tasks(arms: Sequence[Arm]) -> None:
-    first, *others = ([(row["id"], row["instruction"]) for row in _rows(arm)] for arm in arms)
+    first, *others = ([(row["id"], row["turns"]) for row in _rows(arm)] for arm in arms)
     for arm, tasks in zip(arms[1:], others, strict=True):
         if tasks != first:
             raise UserError(
@@ -130,9 +151,9 @@ def _check_same_tasks(arms: Sequence[Arm]) -> None:
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:
-    with (arm.folder / "simulated_world.jsonl").open(encoding="utf-8") as lines:
+    with (arm.folder / ANSWERS).open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    return sorted(rows, key=lambda row: str(row["id"]))
+    return sorted((row for row in rows if row["model"] == arm.name), key=lambda row: str(row["id"]))
 
 
 def _differences(arms: Sequence[Arm]) -> list[Html]:
@@ -155,7 +176,7 @@ def _differences(arms: Sequence[Arm]) -> list[Html]:
 
 def _held_out(arms: Sequence[Arm]) -> list[Html]:
     """What the tasks were held out from: once where that is the same for every arm, else for each."""
-    told = {arm.label: _checked(arm.results["held_out"]) for arm in arms}
+    told = {arm.label: _checked(arm.task["held_out"]) for arm in arms}
     if len(set(told.values())) == 1:
         told = {"Held out": told[arms[0].label]}
     unknown = [
@@ -202,10 +223,10 @@ def _answers(arm: Arm) -> Html:
     rows = [
         (
             row["band"],
-            element("pre", row["instruction"]),
-            element("pre", row["completion"]),
+            element("pre", row["turns"][0]),
+            element("pre", row["answers"][0] if row["answers"] else row["problem"]),
             row["target"],
-            "right" if row["correct"] else "wrong",
+            "right" if row["scores"].get(MAIN) else "wrong",
         )
         for row in shown
     ]

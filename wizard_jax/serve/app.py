@@ -18,11 +18,11 @@ from aiohttp import web
 
 from configs.errors import UserError
 from wizard_jax.generate.engine import Chances, Said
+from wizard_jax.generate.scheduler import Failed, Full, Job, Scheduler
 from wizard_jax.generate.speaker import Speaker
 from wizard_jax.serve.answers import Envelope
 from wizard_jax.serve.choices import Choice, chat_choices, text_choices, with_echo
 from wizard_jax.serve.requests import ChatBody, Refused, TextBody, read_body
-from wizard_jax.serve.scheduler import Failed, Full, Job, Scheduler
 
 BODY_SECONDS = 30.0
 """In which the body of a request must have come."""

@@ -17,9 +17,9 @@ import jax
 from aiohttp import web
 
 from configs.errors import UserError
+from wizard_jax.generate.scheduler import Scheduler
 from wizard_jax.generate.speaker import Speaker
 from wizard_jax.serve.app import Limits, Service, is_loopback
-from wizard_jax.serve.scheduler import Scheduler
 
 TOKEN = "WIZARD_SERVE_TOKEN"
 """The environment variable of the token that requests must show."""

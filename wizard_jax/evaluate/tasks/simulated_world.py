@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,27 +11,11 @@ from pathlib import Path
 from configs.errors import UserError
 from data_gen import shards, world
 from wizard_jax.evaluate.config import SimulatedWorld
+from wizard_jax.evaluate.items import Answer, Item, Items, Score
 
 BANDS = ("1 step", "2 steps", "3 steps", "4+ steps")
 STEPS = ((1,), (2,), (3,), (4, 5))  # how many steps the tasks of each band have
 _DRAWS_PER_TASK = 1000
-
-
-@dataclass(frozen=True)
-class Sample:
-    id: str
-    band: str
-    instruction: str
-    target: str
-    """The right result, without the steps that lead to it."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """`extracted` is what the answer came down to; `correct` whether that is the target, letter for letter."""
-
-    extracted: str
-    correct: bool
 
 
 @dataclass(frozen=True)
@@ -69,7 +54,27 @@ def normalised(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def samples(config: SimulatedWorld, seen: Seen) -> tuple[list[Sample], int]:
+def read(config: SimulatedWorld) -> Items:
+    """The tasks, held out from the data sets that the config names. Raises UserError as `items` does."""
+    seen = read_seen(config.held_out_from)
+    drawn, thrown_away = items(config, seen)
+    return Items(
+        items=tuple(drawn),
+        source=f"simulated world, seed {config.seed}",
+        sha256=hashlib.sha256("\n".join(item.turns[0] for item in drawn).encode()).hexdigest(),
+        facts={
+            "held_out": {
+                "checked_against": [dict(zip(("folder", "records", "sha256"), d, strict=True)) for d in seen.datasets],
+                "texts": len(seen.texts),
+                "pairs": len(seen.pairs),
+                "unparsed": seen.unparsed,
+                "drawn_and_thrown_away": thrown_away,
+            }
+        },
+    )
+
+
+def items(config: SimulatedWorld, seen: Seen) -> tuple[list[Item], int]:
     """The tasks, and how many drawn ones were thrown away because training may have seen them.
 
     A task is held out when neither its instruction text nor its pair (chain of steps, input) is in `seen`, and it
@@ -79,7 +84,7 @@ def samples(config: SimulatedWorld, seen: Seen) -> tuple[list[Sample], int]:
       UserError: the world has too few tasks that were not seen.
     """
     rng = random.Random(f"held-out tasks {config.seed}")
-    chosen: list[Sample] = []
+    chosen: list[Item] = []
     taken = set(seen.pairs)
     thrown_away = 0
     for band, choices in zip(BANDS, STEPS, strict=True):
@@ -99,10 +104,20 @@ def samples(config: SimulatedWorld, seen: Seen) -> tuple[list[Sample], int]:
             taken.add(task.pair)
             found += 1
             target = world.result(world.answer(task))
-            chosen.append(Sample(f"{band}/{found:04d}", band, text, target))
+            chosen.append(
+                Item(
+                    id=f"{band}/{found:04d}",
+                    turns=(text,),
+                    skill="simulated world",
+                    band=band,
+                    difficulty=float(len(task.steps)),
+                    target=target,
+                )
+            )
     return chosen, thrown_away
 
 
-def score(sample: Sample, completion: str) -> Score:
-    extracted = world.result(completion)
-    return Score(extracted, extracted == sample.target)
+def score(item: Item, answer: Answer) -> Score:
+    """Whether what the answer came down to is the target, letter for letter."""
+    extracted = world.result(answer.texts[0])
+    return Score(values={"exact match": float(extracted == item.target)}, extracted=extracted)
