@@ -42,6 +42,7 @@ class Faults:
     truncated: float = setting(0.0, doc="a reply cut off in the middle")
     invalid_input: float = setting(0.0, doc="a rewrite whose added input data does not parse")
     filtered: float = setting(0.0, doc="a reply that the provider withholds")
+    misjudged: float = setting(0.0, doc="a verdict on answers or instructions, or a grade, opposite to its own")
     malformed: float = setting(0.0, doc="a success status with a body that is no chat completion")
     rate_limited: float = setting(0.0, doc="429, half of them with Retry-After")
     server_error: float = setting(0.0, doc="500 or 503")
@@ -64,6 +65,9 @@ class Simulated:
     """The simulated model, in this process: offline, free, and named as a simulation in all that it touches."""
 
     faults: Faults = setting(Faults())
+    judges: Literal["well", "first", "longer"] = setting(
+        "well", doc="of wizard eval: what is right, or as bad judges do what is shown first, or what is longer"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

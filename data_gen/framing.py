@@ -10,18 +10,17 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import re
-from collections.abc import Iterable, Sequence
-
-PROMPTS = importlib.resources.files("data_gen") / "prompts"
+from collections.abc import Iterable
 
 LEAST_FENCE = 5
 """As many '=' as a fence has around texts that hold none."""
 
 
 @functools.cache
-def template(name: str) -> str:
-    """The wording in `prompts/<name>.txt`."""
-    return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n")
+def template(name: str, *, package: str = "data_gen") -> str:
+    """The wording in `prompts/<name>.txt` of a package."""
+    prompts = importlib.resources.files(package) / "prompts"
+    return (prompts / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n")
 
 
 def fence(texts: Iterable[str]) -> str:
@@ -51,21 +50,34 @@ def quoted(reply: str) -> str:
     return repr(shown if len(shown) <= 80 else f"{shown[:77]}...")
 
 
-def numbered(texts: Sequence[str]) -> str:
-    """Texts one after another, each under its number and between fences: "[1]\\n=====\\nText\\n=====" and so on."""
-    line = fence(texts)
-    return "\n\n".join(f"[{number}]\n{line}\n{text}\n{line}" for number, text in enumerate(texts, start=1))
+def titled(sections: Iterable[tuple[str, str]]) -> str:
+    """Titles with a text each between fences: "Question\\n=====\\nText\\n=====" and so on; no title holds a '='."""
+    sections = tuple(sections)
+    line = fence(text for _, text in sections)
+    return "\n\n".join(f"{title}\n{line}\n{text}\n{line}" for title, text in sections)
+
+
+def untitled(block: str) -> tuple[tuple[str, str], ...] | None:
+    """Exact inverse of `titled`; None for any other text."""
+    opening = re.match(r"[^=\n]*\n(=+)\n", block)
+    if opening is None:
+        return None
+    # No text holds so long a run of '=', so every line of them is a fence: title, text, title, text, ...
+    pieces = re.split(rf"(?<=\n){opening[1]}(?=\n|\Z)", block)
+    sections = tuple((title.strip("\n"), text[1:-1]) for title, text in zip(pieces[0::2], pieces[1::2], strict=False))
+    return sections if titled(sections) == block else None
+
+
+def numbered(texts: Iterable[str]) -> str:
+    """Texts one after another, each under its number: `titled` by "[1]", "[2]" and so on."""
+    return titled((f"[{number}]", text) for number, text in enumerate(texts, start=1))
 
 
 def unnumbered(block: str) -> tuple[str, ...] | None:
     """Exact inverse of `numbered`; None for any other text."""
-    opening = re.match(r"\[1\]\n(=+)\n", block)
-    if opening is None:
-        return None
-    # No text holds so long a run of '=', so every line of them is a fence: text, what stands between, text, ...
-    pieces = re.split(rf"(?<=\n){opening[1]}(?=\n|\Z)", block)
-    texts = tuple(piece[1:-1] for piece in pieces[1::2])
-    return texts if numbered(texts) == block else None
+    sections = untitled(block)
+    texts = tuple(text for _, text in sections) if sections else None
+    return texts if texts and numbered(texts) == block else None
 
 
 def unframed(wording: str, prompt: str) -> dict[str, str] | None:

@@ -130,6 +130,7 @@ def needs_pilot(config: EvolveConfig) -> bool:
 def _check_provider(provider: Provider, *, path: str) -> None:
     if isinstance(provider, Simulated):
         _check_faults(provider, path=path)
+        _check_judging(provider, path=path)
         return
     if not provider.timeout_seconds > 0:
         raise SettingsError(f"{path}.timeout_seconds = {provider.timeout_seconds}: it must be above 0")
@@ -147,6 +148,12 @@ def _check_faults(provider: Simulated, *, path: str) -> None:
                 f"{path}.faults.{name} has no effect on the simulated model in this process: serve it with "
                 f"wizard simulate-llm {name}=..., and set {path} = @OpenAICompatible"
             )
+
+
+def _check_judging(provider: Simulated, *, path: str) -> None:
+    for name, told in (("judges", provider.judges != "well"), ("faults.misjudged", provider.faults.misjudged)):
+        if told:
+            raise SettingsError(f"{path}.{name} is for the judges of wizard eval: leave it out here")
 
 
 def _check_rates(config: EvolveConfig | AnswerConfig, providers: Iterable[Provider]) -> None:

@@ -18,6 +18,7 @@ from raw_http import Answer, exchange, post, served
 
 from configs.errors import UserError
 from data_gen.config import Faults, Simulated
+from data_gen.judging.wording import Comparison, prompt
 from data_gen.llm.chat import ChatRequest, Message, RequestKey
 from data_gen.llm.server import SimulatedServer, openai_wire
 from data_gen.llm.server.http import HttpAnswer, HttpRequest, Incoming, Route
@@ -328,8 +329,10 @@ def test_a_taken_port_is_named() -> None:
 
 
 def test_the_command_does_as_its_flags_say_prints_its_addresses_and_stops_when_told() -> None:
+    compared = prompt(Comparison(turns=("Why?",), first=("Because.",), second=("Why? Because.",)))
     flags = "--port 0 --requests-per-second 0.001 --latency-seconds 0 --latency-spread 0.5 --retry-after garbage"
-    command = [sys.executable, "-m", "wizard_jax", "simulate-llm", *flags.split(), "truncated=1.0"]
+    more = ("--judges", "first", "truncated=1.0")
+    command = [sys.executable, "-m", "wizard_jax", "simulate-llm", *flags.split(), *more]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     for told in (signal.SIGTERM, signal.SIGINT):
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -339,11 +342,12 @@ def test_the_command_does_as_its_flags_say_prints_its_addresses_and_stops_when_t
         assert address is not None, line
         connection = http.client.HTTPConnection("127.0.0.1", int(address[2]), timeout=10)
         for status, header in ((200, None), (429, "presently")):
-            connection.request("POST", "/v1/chat/completions", json.dumps(asked()))
+            connection.request("POST", "/v1/chat/completions", json.dumps(asked(compared)))
             answer = connection.getresponse()
             said = json.loads(answer.read())
             assert (answer.status, answer.headers["retry-after"]) == (status, header)
             assert status == 429 or said["choices"][0]["finish_reason"] == "length"
+            assert status == 429 or said["choices"][0]["message"]["content"].startswith("The first one")
         connection.close()
         server.send_signal(told)
         rest, _ = server.communicate(timeout=10)

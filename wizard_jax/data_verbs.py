@@ -61,6 +61,12 @@ def _add_evolve_beam(parser: argparse.ArgumentParser, *, local: Callable[[str], 
 def _add_simulate_llm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0, help="of the faults on the wire, and of the latency")
+    parser.add_argument(
+        "--judges",
+        choices=("well", "first", "longer"),
+        default="well",
+        help="as a judge of wizard eval: what it prefers",
+    )
     parser.add_argument("--requests-per-second", type=float, metavar="R", help="permitted; above it, 429")
     parser.add_argument("--tokens-per-minute", type=float, metavar="T", help="permitted, in and out; above it, 429")
     parser.add_argument("--latency-seconds", type=float, default=0.01, metavar="S", help="median (default: 0.01)")
@@ -211,7 +217,7 @@ def _export_data(arguments: argparse.Namespace) -> None:
 
 def _simulate_llm(arguments: argparse.Namespace) -> None:
     from configs.loader import load
-    from data_gen.config import Faults
+    from data_gen.config import Faults, Simulated
     from data_gen.llm.server import run_server
     from data_gen.llm.server.batch_faults import BatchFaults
     from data_gen.llm.server.service import Conduct
@@ -221,7 +227,8 @@ def _simulate_llm(arguments: argparse.Namespace) -> None:
     of_jobs = ("looks", "missing", "duplicated", "swapped", "creates", "endings", "broken_downloads")
     batch = BatchFaults(seed=arguments.seed, **{name: getattr(arguments, f"batch_{name}") for name in of_jobs})
     conduct = Conduct(**{name: getattr(arguments, name) for name in names}, batch=batch)
-    run_server(port=arguments.port, faults=load(Faults, [], arguments.settings), conduct=conduct, say=say)
+    config = Simulated(faults=load(Faults, [], arguments.settings), judges=arguments.judges)
+    run_server(port=arguments.port, config=config, conduct=conduct, say=say)
 
 
 def _ending(summary: dict[str, object], out: Path) -> str:

@@ -1,9 +1,9 @@
 """The simulated model: offline, free, repeatable, and honest about being a simulation.
 
 It reads the same prompts as a hosted model. Tasks of the simulated world (`data_gen/world.py`) it rewrites and
-answers exactly, and it finds a task harder by 2 points of 10 for each step; any other text it rewrites in the shape of
-the operation (`simulated_text.py`), answers with a marked placeholder, and finds harder by a point for every 15 words.
-At configured rates it misbehaves as hosted models do.
+answers exactly; any other text it rewrites in the shape of the operation (`simulated_text.py`) and answers with a
+marked placeholder. How it judges answers and difficulty is in `simulated_judge.py`. At configured rates it misbehaves
+as hosted models do.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from typing import Literal, NamedTuple, cast, get_args
 
 from data_gen import operations, world
 from data_gen.config import Faults, Simulated
-from data_gen.llm import simulated_text
+from data_gen.judging import wording
+from data_gen.llm import simulated_judge, simulated_text
 from data_gen.llm.chat import ChatReply, ChatRequest
 from data_gen.measure import contamination, difficulty
 
 NAME = "simulated-llm"
 PLACEHOLDER = f"[placeholder answer of {NAME}]"
 
-ContentFault = Literal["unchanged", "refusal", "copied_prompt", "empty", "truncated", "filtered", "invalid_input"]
+ContentFault = Literal[
+    "unchanged", "refusal", "copied_prompt", "empty", "truncated", "filtered", "invalid_input", "misjudged"
+]
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,17 @@ class SimulatedChatModel:
 
     def __init__(self, config: Simulated) -> None:
         self._faults = config.faults
+        self._judges = config.judges
 
     async def complete(self, request: ChatRequest) -> ChatReply:
         *context, asked = (message.content for message in request.messages)
         task = _read(asked)
         rng = _random([context, *task], request.seed)
         fault = _drawn_fault(self._faults, rng)
-        text = _reply(task, fault, rng)
+        if isinstance(task, _Judging):
+            text = simulated_judge.judged(task.question, judges=self._judges, fault=fault)
+        else:
+            text = _reply(task, fault, rng, judges=self._judges)
         finish: Literal["stop", "length", "filtered"] = "stop"
         if fault == "empty":
             text = rng.choice(("", "...", "?!"))
@@ -124,7 +131,13 @@ class _Asked(NamedTuple):
     words: int = 0
 
 
-def _read(prompt: str) -> _Asked:
+class _Judging(NamedTuple):
+    """An answer, or two, to judge, or two instructions."""
+
+    question: wording.Question
+
+
+def _read(prompt: str) -> _Asked | _Judging:
     if (asked := operations.recognise(prompt)) is not None:
         texts = (asked.instruction, asked.other) if asked.kind == "equal" else (asked.instruction,)
         return _Asked(asked.kind, asked.name, texts, asked.words)
@@ -134,11 +147,13 @@ def _read(prompt: str) -> _Asked:
         return _Asked("rank", "", ranked)
     if (compared := contamination.recognise_verdict(prompt)) is not None:
         return _Asked("verdict", "", compared)
+    if (question := wording.recognise(prompt)) is not None:
+        return _Judging(question)
     return _Asked("answer", "plain", (prompt,))
 
 
 def _random(key: Sequence[object], seed: int) -> random.Random:
-    return random.Random(hashlib.sha256(json.dumps([seed, *key]).encode()).digest())
+    return random.Random(hashlib.sha256(json.dumps([seed, *key], default=vars).encode()).digest())
 
 
 def _drawn_fault(faults: Faults, rng: random.Random) -> ContentFault | None:
@@ -150,7 +165,7 @@ def _drawn_fault(faults: Faults, rng: random.Random) -> ContentFault | None:
     return None
 
 
-def _reply(asked: _Asked, fault: ContentFault | None, rng: random.Random) -> str:
+def _reply(asked: _Asked, fault: ContentFault | None, rng: random.Random, *, judges: simulated_judge.Preference) -> str:
     first, *others = asked.texts
     match asked.kind:
         case "operation":
@@ -160,9 +175,9 @@ def _reply(asked: _Asked, fault: ContentFault | None, rng: random.Random) -> str
         case "answer":
             return _answer(first, asked.name, asked.words, fault)
         case "score":
-            return str(_difficulty(first))
+            return str(simulated_judge.difficulty_of(first, judges=judges))
         case "rank":
-            return difficulty.format_ranking([_difficulty(text) for text in asked.texts])
+            return difficulty.format_ranking(simulated_judge.difficulties_of(asked.texts, judges=judges))
         case "verdict":
             return "Same" if _same_task(first, others[0]) else "Different"
 
@@ -204,12 +219,6 @@ def _answer(instruction: str, style: str, words: int, fault: ContentFault | None
     if style == "length":
         return min(styles.values(), key=lambda text: abs(len(text.split()) - words))
     return styles[style]
-
-
-def _difficulty(text: str) -> int:
-    """From 1 to 10."""
-    steps = world.count_steps(text)
-    return min(10, 2 * steps - 1 if steps else 1 + len(text.split()) // 15)
 
 
 def _same_task(first: str, second: str) -> bool:

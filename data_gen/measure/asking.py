@@ -19,6 +19,8 @@ class Heard(NamedTuple):
 
     text: str
     problem: str = ""
+    replied: bool = True
+    """Whether there was a reply at all: one that can not be used may be asked for anew, with another key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +60,9 @@ async def ask(prompt: str, *, key: RequestKey, judge: Judge) -> Heard:
     except Permanent as error:
         if error.scope == "run":
             raise
-        return Heard("", f"refused for good: {error}")
+        return Heard("", f"refused for good: {error}", replied=False)
     except (NotSent, Ambiguous) as error:
-        return Heard("", f"given up: {error}")
+        return Heard("", f"given up: {error}", replied=False)
     match reply.finish_reason:
         case "stop":
             return Heard(reply.text)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from configs.errors import UserError
-from data_gen.config import Faults, Simulated
+from data_gen.config import Simulated
 from data_gen.llm.server import gemini_wire, openai_batches, openai_wire, vertex_batches
 from data_gen.llm.server.connection import Connection
 from data_gen.llm.server.http import Route
@@ -94,7 +94,9 @@ class SimulatedServer:
         await self._server.wait_closed()
 
 
-def run_server(*, port: int, faults: Faults, conduct: Conduct = ORDINARY, say: Callable[[str], None] = print) -> None:
+def run_server(
+    *, port: int, config: Simulated, conduct: Conduct = ORDINARY, say: Callable[[str], None] = print
+) -> None:
     """Serves until SIGTERM or Ctrl-C; `say` gets the addresses once it listens, and the counts at the end.
 
     Raises:
@@ -105,7 +107,7 @@ def run_server(*, port: int, faults: Faults, conduct: Conduct = ORDINARY, say: C
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with SimulatedServer(Simulated(faults=faults), port=port, conduct=conduct) as server:
+        async with SimulatedServer(config, port=port, conduct=conduct) as server:
             say(f"{NAME} listens on {server.base_url} (OpenAI) and {server.address} (Gemini); Ctrl-C stops it")
             await stop.wait()
         say(f"{server.requests} requests, {server.full_replies} answered in full, {server.limited} over the limit")
