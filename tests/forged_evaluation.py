@@ -33,7 +33,7 @@ def forge_evaluation(
     config = EvalConfig(models={"one": Local(path=model, label=label)}, task=task)
     items, thrown_away = simulated_world.items(task, NOTHING_SEEN)
     said = {
-        item.id: Answer(item=item.id, model="one", texts=(answer(item),), finish_reasons=("stop",)) for item in items
+        item.id: (Answer(item=item.id, model="one", texts=(answer(item),), finish_reasons=("stop",)),) for item in items
     }
     rows = answer_rows(items, {"one": said}, score=simulated_world.score)
     told = {"label": label or Path(model).name, "model": model, "notes": list(notes), "untraced": untraced}

@@ -153,6 +153,28 @@ def test_several_models_answer_the_same_items_and_hosted_ones_are_asked_by_the_s
     assert by_model["tiny"] == by_model["again"] == [{**row, "model": ""} for row in rows(evaluation)]
 
 
+def test_each_item_is_asked_as_often_as_there_are_samples_and_intervals_are_over_items(
+    flow: Flow, tmp_path: Path
+) -> None:
+    """The first of several samples is what a single one would be: asked for already, it is not asked again."""
+    asked = ("models.teacher=@Simulated", "models.teacher.faults.refusal=0.4", "models.tiny=None", "temperature=1.0")
+    command = [word for word in flow.eval_command(tmp_path / "one", *asked) if not word.startswith("models.tiny.")]
+    assert main(command) == 0
+    several = [*command, "samples=6"]
+    several[several.index(str(tmp_path / "one"))] = str(tmp_path / "six")
+    assert main(several) == 0
+    one, six = rows(tmp_path / "one"), rows(tmp_path / "six")
+    assert [(row["id"], row["sample"]) for row in six] == [(row["id"], n) for row in one for n in range(6)]
+    assert [row["answers"] for row in six if row["sample"] == 0] == [row["answers"] for row in one]
+    by_item = [{row["answers"][0] for row in six if row["id"] == item["id"]} for item in one]
+    assert max(map(len, by_item)) > 1
+    told = read_complete(tmp_path / "six")["models"]["teacher"]["scores"]["exact match"]
+    right = sum(row["scores"]["exact match"] for row in six)
+    assert (told["trials"], told["share"]) == (8, pytest.approx(right / 48))
+    assert told["low"] < told["share"] < told["high"]
+    assert main([*command, "samples=2", "temperature=0.0"]) == 2
+
+
 def test_a_budget_ends_an_evaluation_with_3_and_a_larger_one_goes_on(flow: Flow, tmp_path: Path) -> None:
     out = tmp_path / "eval"
     asked = ("models.teacher=@Simulated", "models.tiny=None")

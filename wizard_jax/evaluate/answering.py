@@ -122,35 +122,39 @@ GIVEN_UP = "given up: "
 
 async def answers_of(
     items: Sequence[Item], *, asked: Mapping[str, Asked], asking: Asking, tell: Callable[[Answer], None]
-) -> dict[str, dict[str, Answer]]:
-    """What models say to each item, by model and item; what was given up is tried once more when all others are done.
+) -> dict[str, dict[str, tuple[Answer, ...]]]:
+    """What models say to each item, by model and item, as many answers as there are samples.
 
-    Raises as `Asking.each` does.
+    What was given up is tried once more when all others are done. Raises as `Asking.each` does.
     """
-    found: dict[tuple[str, str], Answer] = {}
+    found: dict[tuple[str, str, int], Answer] = {}
 
-    async def one(piece: tuple[str, Item]) -> None:
-        model, item = piece
-        answer = await _answer(item, model=model, asked=asked[model], config=asking.config)
-        if (model, item.id) not in found:
+    async def one(piece: tuple[str, Item, int]) -> None:
+        model, item, sample = piece
+        answer = await _answer(item, sample, model=model, asked=asked[model], config=asking.config)
+        if (model, item.id, sample) not in found:
             tell(answer)
-        found[model, item.id] = answer
+        found[model, item.id, sample] = answer
 
     at_once = max((one.at_once for one in asked.values()), default=1)
-    pieces = list(itertools.product(asked, items))
+    samples = range(asking.config.samples)
+    pieces = list(itertools.product(asked, items, samples))
     await asking.each(pieces, one, at_once=at_once)
-    again = [(model, item) for model, item in pieces if found[model, item.id].problem.startswith(GIVEN_UP)]
+    again = [(model, item, n) for model, item, n in pieces if found[model, item.id, n].problem.startswith(GIVEN_UP)]
     await asking.each(again, one, at_once=at_once)
-    return {model: {item.id: found[model, item.id] for item in items} for model in asked}
+    return {model: {item.id: tuple(found[model, item.id, n] for n in samples) for item in items} for model in asked}
 
 
-async def _answer(item: Item, *, model: str, asked: Asked, config: EvalConfig) -> Answer:
+async def _answer(item: Item, sample: int, *, model: str, asked: Asked, config: EvalConfig) -> Answer:
     said: list[ChatReply] = []
     messages: list[Message] = []
     problem = ""
+    # The first of several is the only one of one: asked once more with more samples, it comes from the journal.
+    drawn: tuple[int, ...] = (sample,) if sample else ()
+    asker = f"{model}#{sample}" if sample else model
     for number, turn in enumerate(item.turns):
         messages.append(Message("user", turn))
-        key = RequestKey(lineage=f"{model}\n{item.id}", round=number, purpose="answer")
+        key = RequestKey(lineage=f"{asker}\n{item.id}", round=number, purpose="answer")
         request = ChatRequest(
             key=key,
             model=asked.name,
@@ -158,7 +162,7 @@ async def _answer(item: Item, *, model: str, asked: Asked, config: EvalConfig) -
             temperature=config.temperature,
             top_p=config.top_p,
             max_tokens=config.max_tokens,
-            seed=keyed_number(config.seed, item.id, number, "answer") % 2**31,
+            seed=keyed_number(config.seed, item.id, number, "answer", *drawn) % 2**31,
         )
         try:
             reply = await asked.chat.complete(request)
@@ -181,6 +185,7 @@ async def _answer(item: Item, *, model: str, asked: Asked, config: EvalConfig) -
         texts=tuple(reply.text for reply in said),
         finish_reasons=tuple(reply.finish_reason for reply in said),
         problem=problem,
+        sample=sample,
     )
 
 

@@ -140,6 +140,7 @@ class EvalConfig:
     baseline: str = setting("", doc="the one of models that judges compare each other with; '': every pair")
     gates: Gates = setting(Gates())
     self_judging: bool = setting(False, doc="whether a judge may be a model that is judged, or its teacher")
+    samples: int = setting(1, doc="answers of each model to each item, each by a seed of its own")
     temperature: float = setting(0.0, doc="of answers")
     top_p: float = setting(1.0)
     max_tokens: int = setting(1024, doc="of an answer")

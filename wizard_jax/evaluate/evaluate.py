@@ -101,9 +101,14 @@ def _check(config: EvalConfig) -> None:
         )
     if config.baseline and config.baseline not in config.models:
         raise UserError(f"baseline is {config.baseline!r}, which is none of models: {', '.join(config.models)}")
-    for name in ("max_tokens", "concurrency", "max_attempts"):
+    for name in ("max_tokens", "concurrency", "max_attempts", "samples"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} is {getattr(config, name)}: must be at least 1")
+    if config.samples > 1 and not config.temperature > 0:
+        raise UserError(
+            f"samples is {config.samples} and temperature {config.temperature}: every answer to an item would be the "
+            "same; set temperature above 0, or samples to 1"
+        )
     if config.limit < 0:
         raise UserError(f"limit is {config.limit}: a number of items, or 0 for all")
     for name, model in config.models.items():
@@ -127,7 +132,8 @@ def _check_held_out(model: Local, task: SimulatedWorld) -> None:
 class Answered:
     """What models said, and what is to be told of each."""
 
-    answers: Mapping[str, Mapping[str, Answer]]
+    answers: Mapping[str, Mapping[str, tuple[Answer, ...]]]
+    """By model and item, as many as there are samples."""
     told: Mapping[str, dict[str, Any]]
     spent: dict[str, float]
 
@@ -135,12 +141,12 @@ class Answered:
 async def _ask(
     config: EvalConfig, out: Path, prepared: Prepared, *, items: Sequence[Item], progress: Progress, stop: StopFlag
 ) -> Answered:
-    total, done = len(items) * len(config.models), 0
+    total, done = len(items) * len(config.models) * config.samples, 0
     async with Journal.open(out / JOURNAL) as journal:
         ledger = Ledger(config.budget, spent=journal.spent)
         async with open_stack(prepared, journal=journal, ledger=ledger, sending=Sending.of(config)) as stack:
             asking = Asking(config, journal, stack, stop)
-            answers: dict[str, dict[str, Answer]] = {}
+            answers: dict[str, dict[str, tuple[Answer, ...]]] = {}
             told: dict[str, dict[str, Any]] = {}
 
             def tell(_: Answer) -> None:

@@ -60,6 +60,8 @@ class Answer:
     """One for each turn."""
     finish_reasons: tuple[str, ...]
     problem: str = ""
+    sample: int = 0
+    """Which of the answers to the same item, where several are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from data_gen.measure.estimates import mean_of
 from wizard_jax.evaluate.items import Answer, Item, Score
 from wizard_jax.evaluate.statistics import wilson
 
@@ -15,21 +16,21 @@ RESULTS = "results.json"
 
 def answer_rows(
     items: Iterable[Item],
-    answers: Mapping[str, Mapping[str, Answer]],
+    answers: Mapping[str, Mapping[str, Sequence[Answer]]],
     *,
     score: Callable[[Item, Answer], Score] | None,
 ) -> list[dict[str, Any]]:
-    """A row for each model and item, in their order; an answer that has a problem scores nothing."""
+    """A row for each model, item and sample, in their order; an answer that has a problem scores nothing."""
     rows = []
     known = list(items)
     for model, said in answers.items():
-        for item in known:
-            answer = said[item.id]
+        for item, answer in ((one, answer) for one in known for answer in said[one.id]):
             found = score(item, answer) if score is not None and not answer.problem else None
             rows.append(
                 {
                     "model": model,
                     "id": item.id,
+                    "sample": answer.sample,
                     "turns": list(item.turns),
                     "skill": item.skill,
                     "difficulty": item.difficulty,
@@ -58,9 +59,23 @@ def model_results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By the name of a score that is 0 or 1; an item that was not answered is none that was right."""
+    """By the name of a score: its mean over items, and over the samples of each; one not answered is none right."""
     names = dict.fromkeys(name for row in rows for name in row["scores"])
-    return {name: wilson(sum(row["scores"].get(name, 0.0) for row in rows), len(rows))._asdict() for name in names}
+    return {name: _share(rows, name) for name in names}
+
+
+def _share(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    """With its 95 % interval: of a share (Wilson 1927), or resampling items, each with all its samples."""
+    items: defaultdict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        items[row["id"]].append(row["scores"].get(name, 0.0))
+    if len(rows) == len(items):
+        return wilson(sum(row["scores"].get(name, 0.0) for row in rows), len(rows))._asdict()
+    means = [sum(of_item) / len(of_item) for of_item in items.values()]
+    found = mean_of(means, seed=0)
+    assert found is not None
+    low, high = (found.value if end is None else end for end in (found.low, found.high))
+    return {"successes": sum(means), "trials": len(means), "share": found.value, "low": low, "high": high}
 
 
 def score_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
