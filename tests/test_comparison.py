@@ -14,7 +14,7 @@ from configs.errors import UserError
 from configs.folder import read_complete
 from wizard_jax.cli import main
 from wizard_jax.evaluate.items import Item
-from wizard_jax.evaluate.statistics import difference, wilson
+from wizard_jax.evaluate.statistics.shares import difference, wilson
 from wizard_jax.evaluate.tasks.simulated_world import BANDS
 from wizard_jax.report import comparison
 

@@ -20,7 +20,7 @@ from configs.loader import load
 from wizard_jax.cli import main
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.evaluate import evaluate
-from wizard_jax.evaluate.statistics import wilson
+from wizard_jax.evaluate.statistics.shares import wilson
 from wizard_jax.evaluate.tasks.simulated_world import BANDS
 from wizard_jax.progress import nobody
 from wizard_jax.runs import open_model

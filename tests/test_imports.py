@@ -122,7 +122,8 @@ def test_package_folders_import_nothing_by_themselves() -> None:
             if file == ROOT / "data_gen/llm/server/__init__.py":  # names what a caller needs of its one package
                 assert {module for module, _ in imported(file)} == {"data_gen.llm.server.serving"}
             else:
-                assert file.read_text().strip() == "", file
+                body = ast.parse(file.read_text(encoding="utf-8")).body
+                assert not body or (len(body) == 1 and ast.get_docstring(ast.Module(body, [])) is not None), file
 
 
 @pytest.mark.parametrize("package", ["configs", "data_gen", "launch"])

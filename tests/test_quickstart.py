@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from configs.folder import read_complete
-from wizard_jax.evaluate.statistics import Proportion, difference
+from wizard_jax.evaluate.statistics.shares import Proportion, difference
 from wizard_jax.evaluate.tasks.simulated_world import BANDS
 from wizard_jax.quickstart import ARMS, Configs, commands
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_gen.measure.estimates import mean_of
 from wizard_jax.evaluate.items import Answer, Item, Score
-from wizard_jax.evaluate.statistics import wilson
+from wizard_jax.evaluate.statistics.shares import wilson
 
 ANSWERS = "answers.jsonl"
 RESULTS = "results.json"

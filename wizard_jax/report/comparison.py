@@ -17,7 +17,7 @@ from data_gen.llm.simulated import EFFECTS
 from data_gen.page import Html, element, figure, page, table
 from wizard_jax.evaluate.config import EvalConfig, Local, Participant, SimulatedWorld
 from wizard_jax.evaluate.results import ANSWERS
-from wizard_jax.evaluate.statistics import Proportion, difference
+from wizard_jax.evaluate.statistics.shares import Proportion, difference
 from wizard_jax.evaluate.tasks.simulated_world import BANDS, STEPS
 from wizard_jax.train.watching.metrics import read_metrics
 

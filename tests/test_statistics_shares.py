@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from wizard_jax.evaluate.statistics import difference, wilson
+from wizard_jax.evaluate.statistics.shares import difference, wilson
 
 
 @pytest.mark.parametrize(
