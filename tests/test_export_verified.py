@@ -21,7 +21,8 @@ from wizard_jax.convert import export as exporting
 from wizard_jax.convert import peer, verify
 from wizard_jax.convert.export import export_hf
 from wizard_jax.convert.importing import load_hf_params
-from wizard_jax.convert.safetensors_file import Written, all_finite
+from wizard_jax.convert.read_back import ReadBack
+from wizard_jax.convert.safetensors_file import all_finite
 from wizard_jax.convert.tensors import Place
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
@@ -132,13 +133,13 @@ def test_a_folder_that_differs_never_gets_its_name_and_the_exit_code_is_that_of_
     step: str, flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if step == "bytes":  # what a broken disk does
-        differing = Written.differing
+        differing = ReadBack.differing
 
-        def spoilt(self: Written) -> list[str]:
+        def spoilt(self: ReadBack) -> list[str]:
             flipped(next(file for file in tmp_path.iterdir() if file.name == ".hf.partial"))
             return differing(self)
 
-        monkeypatch.setattr(Written, "differing", spoilt)
+        monkeypatch.setattr(ReadBack, "differing", spoilt)
         says = "the disk holds other bytes than were written, of: lm_head.weight"
     elif step == "rows":  # what a fault in a table of tensors does
         to_stored = Place.to_stored

@@ -152,7 +152,13 @@ def export_model(
         return done
     with new_folder(out) as folder:
         written = write_model(
-            folder, opened.weights, found.config, found.tokenizer, chat_format=chat_format, dtype=dtype
+            folder,
+            opened.weights,
+            found.config,
+            found.tokenizer,
+            chat_format=chat_format,
+            dtype=dtype,
+            read_back=verify != "nothing",
         )
         checks = [] if verify == "nothing" else [verify_tensors(folder, written, found.config)]
         if verify == "tensors and logits":
