@@ -42,8 +42,11 @@ def model_card(
     chat_format: str,
     checks: Sequence[str] = (),
     peft_base: str = "",
+    library: str = "transformers",
 ) -> str:
     """The card of a model at a checkpoint; with `peft_base`, that of its adapter alone, which goes beside that base.
+
+    `library` is what the hub says that the weights are loaded with; of an adapter it is peft.
 
     `checks` are sentences on how the folder was verified.
     """
@@ -51,7 +54,13 @@ def model_card(
     base = _base_of(model)
     evaluations = list(_evaluations(model.path))
     lines = [
-        *_front_matter(model, base=peft_base or base, data=data, evaluations=evaluations, is_adapter=bool(peft_base))
+        *_front_matter(
+            model,
+            base=peft_base or base,
+            data=data,
+            evaluations=evaluations,
+            library="peft" if peft_base else library,
+        )
     ]
     lines += ["", f"# {model.path.name}", "", *_first(model, dtype=dtype, chat_format=chat_format, peft_base=peft_base)]
     lines += _section("Checkpoint", [_trained_to(run, step=step)] if run is not None else [])
@@ -69,15 +78,15 @@ def _section(heading: str, lines: Sequence[str]) -> list[str]:
 
 
 def _front_matter(
-    model: FoundModel, *, base: str, data: Sequence[Path], evaluations: Sequence[Evaluation], is_adapter: bool
+    model: FoundModel, *, base: str, data: Sequence[Path], evaluations: Sequence[Evaluation], library: str
 ) -> list[str]:
     """What the hub reads: YAML, in which every JSON text is one."""
     licenses = {_license(dataset) for dataset in data}
     license_ = licenses.pop() if len(licenses) == 1 else ""
-    lines = ["---", f"library_name: {'peft' if is_adapter else 'transformers'}"]
+    lines = ["---", f"library_name: {library}"]
     lines += [f"license: {license_}"] if license_ else ["# license: not stated; it depends on base, seeds and teacher"]
     hub_name = base.removeprefix(SCHEME).partition("@")[0] if base.startswith(SCHEME) else ""
-    if hub_name or is_adapter:
+    if hub_name or library == "peft":
         lines += [f"base_model: {json.dumps(hub_name or base)}"]
     lines += ["pipeline_tag: text-generation", "tags:", "- wizard_jax"]
     lines += ["- evol-instruct"] if any(_stage(dataset) == "evolve" for dataset in data) else []
