@@ -20,6 +20,7 @@ gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 from wizard_jax.chat import ChatError, get_format  # noqa: E402
 from wizard_jax.cli import main  # noqa: E402
+from wizard_jax.convert.gguf import writing  # noqa: E402
 from wizard_jax.convert.gguf.export import card_lines, check_exportable, write_folder  # noqa: E402
 from wizard_jax.convert.gguf.network import check_known, tensors  # noqa: E402
 from wizard_jax.convert.gguf.ollama import modelfile  # noqa: E402
@@ -323,6 +324,7 @@ def test_the_verb_writes_a_run_with_its_perplexity_before_and_after(
     ("options", "message"),
     [
         (["--format", "gguf", "--dtype", "float32"], "--dtype and --base-model have no effect with --format gguf"),
+        (["--format", "gguf", "--no-verify"], "--no-verify has no effect with --format gguf"),
         (["--quantisation", "Q8_0"], "--quantisation is the type of a GGUF file: it goes with --format gguf"),
         (["--format", "gguf", "--chat-format", "chatml"], "the chatml format needs the special tokens"),
     ],
@@ -335,14 +337,36 @@ def test_options_that_do_not_go_together_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_import_is_written_as_it_was_read(flow: Flow, tmp_path: pathlib.Path) -> None:
+def test_an_import_is_written_as_it_was_read_and_as_it_grew(flow: Flow, tmp_path: pathlib.Path) -> None:
     assert main(["export", str(flow.run), "--dtype", "float32", "--no-verify", "--out", str(tmp_path / "hf")]) == 0
-    assert main(["import", str(tmp_path / "hf"), str(tmp_path / "imported")]) == 0
-    for run, name in ((flow.run, "a"), (tmp_path / "imported", "b")):
-        assert main(["export", str(run), "--format", "gguf", "--out", str(tmp_path / name)]) == 0
-    held = [
-        {tensor.name: tensor.data.tobytes() for tensor in gguf.GGUFReader(tmp_path / file).tensors}
-        for file in ("a/run-F16.gguf", "b/imported-F16.gguf")
-    ]
-    assert held[0] == held[1]
-    assert "Perplexity was not measured: nothing is held out" in (tmp_path / "b" / "README.md").read_text()
+    grown = ["--add-tokens=<new>", "--pad-vocabulary-to", "64"]
+    for name, options in (("imported", []), ("grown", grown)):
+        assert main(["import", str(tmp_path / "hf"), str(tmp_path / name), *options]) == 0
+    readers = {}
+    for run in (flow.run, tmp_path / "imported", tmp_path / "grown"):
+        assert main(["export", str(run), "--format", "gguf", "--out", str(tmp_path / "out" / run.name)]) == 0
+        readers[run.name] = gguf.GGUFReader(tmp_path / "out" / run.name / f"{run.name}-F16.gguf")
+    held = {name: {one.name: one.data for one in reader.tensors} for name, reader in readers.items()}
+    for name, data in held["run"].items():
+        assert held["imported"][name].tobytes() == data.tobytes()
+        assert held["grown"][name][: len(data)].tobytes() == data.tobytes()
+    assert (len(held["run"]["output.weight"]), len(held["grown"]["output.weight"])) == (400, 448)
+    assert field(readers["grown"], "tokenizer.ggml.tokens")[400] == "<new>"
+    assert field(readers["grown"], "tokenizer.ggml.token_type")[400:402] == [3, 5]  # control, unused
+    card = (tmp_path / "out" / "grown" / "README.md").read_text()
+    assert "Perplexity was not measured: nothing is held out" in card
+    assert "given the special tokens `<new>`" in card
+
+
+def test_a_folder_that_differs_never_gets_its_name(
+    flow: Flow, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(file: pathlib.Path) -> None:  # what a disk does
+        content = bytearray(file.read_bytes())
+        content[-40] ^= 1
+        file.write_bytes(content)
+
+    monkeypatch.setattr(writing, "drop_cached", broken)
+    assert main(["export", str(flow.run), "--format", "gguf", "--out", str(tmp_path / "out")]) == 1
+    assert re.search(r"out: not written, as it would not be \S+: the disk holds another", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())

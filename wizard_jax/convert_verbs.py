@@ -179,10 +179,10 @@ def _export_gguf(arguments: argparse.Namespace, out: Path) -> None:
     quantisation = arguments.quantisation or "F16"
     settings = {"step": arguments.step, "quantisation": quantisation, "chat_format": arguments.chat_format or ""}
     exported = export_gguf_model(arguments.run, out, **settings)
-    file = gguf_file(out)
-    _tell(exported, f"{file.name}, for llama.cpp and Ollama (ollama create NAME -f {out / 'Modelfile'}),")
+    _tell(exported, "a GGUF file")
+    say(f"for Ollama: ollama create NAME -f {out / 'Modelfile'}")
     if quantisation != "Q8_0":
-        say(f"smaller: {quantise_line(file)}")
+        say(f"smaller: {quantise_line(gguf_file(out))}")
 
 
 def _place(arguments: argparse.Namespace) -> Path | None:

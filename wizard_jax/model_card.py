@@ -42,11 +42,13 @@ def model_card(
     chat_format: str,
     checks: Sequence[str] = (),
     peft_base: str = "",
+    about: Sequence[str] = (),
     library: str = "transformers",
 ) -> str:
     """The card of a model at a checkpoint; with `peft_base`, that of its adapter alone, which goes beside that base.
 
-    `library` is what the hub says that the weights are loaded with; of an adapter it is peft.
+    `about` are sentences on how the weights are written. `library` is what the hub says that they are loaded with; an
+    adapter by peft.
 
     `checks` are sentences on how the folder was verified.
     """
@@ -63,6 +65,7 @@ def model_card(
         )
     ]
     lines += ["", f"# {model.path.name}", "", *_first(model, dtype=dtype, chat_format=chat_format, peft_base=peft_base)]
+    lines += ["", *about] if about else []
     lines += _section("Checkpoint", [_trained_to(run, step=step)] if run is not None else [])
     lines += _section("Base", [_base_line(model, base=base)])
     lines += _section("Data", [line for dataset in data for line in _data_lines(dataset)])

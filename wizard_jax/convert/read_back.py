@@ -84,3 +84,9 @@ def crc32c(data: memoryview) -> int:
     for at in range(0, len(data), _BLOCK):
         crc = google_crc32c.extend(crc, bytes(data[at : at + _BLOCK]))
     return crc
+
+
+def drop_cached(file: Path) -> None:
+    """Takes a file, whose bytes are synced, out of the system's cache: who reads it next reads the disk."""
+    with open(file, "rb", buffering=0) as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

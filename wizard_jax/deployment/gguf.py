@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from wizard_jax.convert.gguf.export import card_lines, check_exportable, file_name, write_folder
 from wizard_jax.convert.gguf.network import Quantisation
@@ -22,7 +23,7 @@ def export_gguf_model(
     """Writes a run or an imported model as a folder with one GGUF file. A finished folder of the same is left as it is.
 
     One tensor is in memory at a time; of a run with an adapter all are. Where the run holds data out, and memory
-    allows, the card has the perplexity of what was trained and of what the file holds.
+    allows, the perplexity of what was trained and of what the file holds is told with the checks.
 
     Raises:
       UserError: no such model or step, no chat format known, a network or tokenizer that llama.cpp does not know, or
@@ -50,15 +51,14 @@ def export_gguf_model(
         return rounded(model, source.read, quantisation=quantisation)
 
     with new_folder(out) as folder:
-        told = {"name": name, "chat_format": chat_format}
-        check = write_folder(folder, model, tokenizer, source.read, quantisation=quantisation, **told)
-        card = model_card(
-            found, step=source.step, dtype=quantisation, chat_format=chat_format, checks=[check], library="gguf"
-        )
-        lines = ["", "## GGUF", "", *card_lines(model, tokenizer, quantisation=quantisation)]
-        lines += ["", measured(found, held_out(found), after, step=source.step)]
-        finish(folder, card=card + "\n".join(lines) + "\n", mark=mark, checks=[check])
-    return Exported(folder=out, checks=(check,))
+        told: dict[str, Any] = {"name": name, "chat_format": chat_format}
+        checks = [write_folder(folder, model, tokenizer, source.read, quantisation=quantisation, **told)]
+        checks.append(measured(found, held_out(found), after, step=source.step))
+        about = card_lines(model, tokenizer, quantisation=quantisation)
+        settings: dict[str, Any] = {"step": source.step, "dtype": quantisation, "chat_format": chat_format}
+        card = model_card(found, about=about, checks=checks, library="gguf", **settings)
+        finish(folder, card=card, mark=mark, checks=checks)
+    return Exported(folder=out, checks=tuple(checks))
 
 
 def gguf_file(out: Path) -> Path:

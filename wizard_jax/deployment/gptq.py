@@ -6,7 +6,9 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from configs.errors import UserError
 from wizard_jax.chat import check_tokenizer, get_format
 from wizard_jax.convert import architectures
 from wizard_jax.convert.gptq.calibrated import RoundedLayer, check_groups, rounded_layers
@@ -39,8 +41,8 @@ def export_gptq_model(
     """Writes a run or an imported model as a Hugging Face folder in 4 bits. A finished folder of the same is left.
 
     One layer is in memory at a time, with the residual streams of the calibration; of a run with an adapter all are.
-    The card has the perplexity before and after, where memory allows, on what the run holds out, or on the texts of
-    `calibration` (one in each line) that it is not calibrated on.
+    Where memory allows, the perplexity before and after is told with the checks: on what the run holds out, or on the
+    texts of `calibration` (one in each line) that it is not calibrated on.
 
     Raises:
       UserError: no such model or step, no chat format known, groups that do not fit, nothing to calibrate on, or `out`
@@ -60,33 +62,35 @@ def export_gptq_model(
         chat_format=chat_format,
         kind="gptq",
         group=group,
-        calibration_sha256="" if calibration is None else hashlib.sha256(calibration.read_bytes()).hexdigest(),
+        calibration_sha256="" if calibration is None else _sha256(calibration),
     )
     if (done := finished(out, mark)) is not None:
         return done
     material = find_material(found, calibration)
     with new_folder(out) as folder:
-        check = write_folder(
-            folder,
-            source.read,
-            _layers(found, source, material, group=group, progress=progress),
-            found.config,
-            found.tokenizer,
-            chat_format=chat_format,
-            group=group,
-            damping=DAMPING,
-        )
+        layers = _layers(found, source, material, group=group, progress=progress)
+        told: dict[str, Any] = {"chat_format": chat_format, "group": group, "damping": DAMPING}
+        checks = [write_folder(folder, source.read, layers, found.config, found.tokenizer, **told)]
 
         def after() -> Params:
             return architectures.tree_of(found.config, folder_values(folder))
 
-        card = model_card(found, step=source.step, dtype=_DTYPE, chat_format=chat_format, checks=[check])
-        lines = ["", "## GPTQ", ""]
-        lines.append(f"Linear layers are in 4 bits, symmetric, in groups of {group} inputs (arXiv 2210.17323).")
-        lines.append(f"Calibrated on {material.rows:,} rows of {material.source}.")
-        lines += ["", measured(found, material.apart, after, step=source.step)]
-        finish(folder, card=card + "\n".join(lines) + "\n", mark=mark, checks=[check])
-    return Exported(folder=out, checks=(check,))
+        checks.append(measured(found, material.apart, after, step=source.step))
+        about = [
+            f"Its linear layers are in 4 bits, symmetric, in groups of {group} inputs (GPTQ, arXiv 2210.17323), "
+            f"calibrated on {material.rows:,} rows of {material.source}.",
+            "It is loaded by vLLM, by GPTQModel, and by transformers where gptqmodel and optimum are installed.",
+        ]
+        settings: dict[str, Any] = {"step": source.step, "dtype": _DTYPE, "chat_format": chat_format}
+        card = model_card(found, about=about, checks=checks, **settings)
+        finish(folder, card=card, mark=mark, checks=checks)
+    return Exported(folder=out, checks=tuple(checks))
+
+
+def _sha256(file: Path) -> str:
+    if not file.exists():
+        raise UserError(f"--calibration {file}: no such file: give one of texts, one in each line")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _layers(

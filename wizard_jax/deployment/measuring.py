@@ -21,18 +21,18 @@ def held_out(found: FoundModel) -> list[Batch]:
 
 
 def measured(found: FoundModel, batches: Sequence[Batch], after: Callable[[], Params], *, step: int | None) -> str:
-    """The sentence of the card on perplexity before and after; `after` gives the values that were written.
+    """A sentence on perplexity before and after; `after` gives the values that were written.
 
     Both are of whole models, one after the other; where memory does not allow that, the sentence says so.
     """
     if not batches:
-        return "Perplexity was not measured: nothing is held out of its training (data.held_out_share)."
+        return "perplexity was not measured: nothing is held out of its training (data.held_out_share)"
     needed = 2 * 4 * count_params(found.config) + _SPARE
     if available_memory() < needed:
-        return f"Perplexity was not measured: that takes {needed / 1e9:.0f} GB of memory, and there was less."
+        return f"perplexity was not measured: that takes {needed / 1e9:.0f} GB of memory, and there was less"
     before = perplexity(open_model(found.path, step=step).params, found.config, batches)
     rounded_to = perplexity(after(), found.config, batches)
     return (
-        f"Perplexity on {before.tokens:,} held-out tokens: {before.value:.4f} as it was, {rounded_to.value:.4f} with "
-        "the values of this folder."
+        f"perplexity on {before.tokens:,} held-out tokens: {before.value:.4f} as it was, {rounded_to.value:.4f} with "
+        "the values of this folder"
     )

@@ -56,14 +56,15 @@ def _packed(run: Path, config: TrainConfig, tokenizer: Tokenizer, *, part: Part)
 
 
 def text_batches(texts: Sequence[str], tokenizer: Tokenizer, *, length: int) -> list[Batch]:
-    """A row for each text, cut at `length` tokens, all of which but the first count."""
+    """A row for each text, cut at `length` tokens, all of which but the first count; as long as the longest text."""
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    encoded = [[*begin, *tokenizer.encode(text)][:length] for text in texts]
+    length = max(map(len, encoded))
     found = []
     for start in range(0, len(texts), BATCH_ROWS):
         columns = Batch(*(np.zeros((BATCH_ROWS, length), np.int32) for _ in Batch._fields))
         weights = columns.loss_weights.astype(np.float32)
-        for row, text in enumerate(texts[start : start + BATCH_ROWS]):
-            ids = [*begin, *tokenizer.encode(text)][:length]
+        for row, ids in enumerate(encoded[start : start + BATCH_ROWS]):
             columns.tokens[row, : len(ids)], columns.segment_ids[row, : len(ids)] = ids, 1
             columns.positions[row, : len(ids)] = np.arange(len(ids))
             columns.targets[row, : len(ids) - 1], weights[row, : len(ids) - 1] = ids[1:], 1.0

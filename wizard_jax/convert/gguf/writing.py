@@ -15,7 +15,7 @@ from wizard_jax.chat import ChatFormat, end_id
 from wizard_jax.chat_formats import Special
 from wizard_jax.convert.gguf.network import ARCHITECTURES, GgufTensor, Quantisation, tensors, write_sizes
 from wizard_jax.convert.gguf.vocabulary import Vocabulary, write_vocabulary
-from wizard_jax.convert.safetensors_file import reopened
+from wizard_jax.convert.read_back import drop_cached
 from wizard_jax.convert.tensors import Array, ConversionError, Read
 from wizard_jax.convert.verify import VerificationError
 from wizard_jax.model.config import ModelConfig
@@ -124,7 +124,7 @@ def quantised(tensor: GgufTensor) -> Array:
 
 def check_gguf(path: pathlib.Path, written: Inventory) -> str:
     """Reads every tensor back; returns what was done. Raises VerificationError: the file holds something else."""
-    reopened(path).close()
+    drop_cached(path)
     found = {
         tensor.name: Held(
             type=tensor.tensor_type,

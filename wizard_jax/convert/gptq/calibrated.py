@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ Round = Callable[[Array, Array], Codes]
 """A matrix [out, in] and the Gram matrix [in, in] of its inputs -> its codes."""
 
 _INPUT = {"q": "attention", "k": "attention", "v": "attention", "o": "o", "gate": "mlp", "up": "mlp", "down": "down"}
+_USUAL = 128  # inputs in a group
 _EMBEDDING = ("embed", "positions", "project_in")
 
 
@@ -42,16 +44,17 @@ class RoundedLayer:
 
 def check_groups(model: ModelConfig, *, group: int) -> None:
     """Before anything is read. Raises ConversionError: a group does not divide the inputs of a linear layer."""
-    wrong = []
+    wrong, fitting = [], _USUAL
     for name, rows in architectures.places(model).items():
         if _is_linear(rows) and rows[0].layer == 0:
             outputs, inputs = stored_shape(rows)
+            fitting = math.gcd(fitting, inputs)
             if group < 1 or inputs % group or inputs % PER_WORD or outputs % PER_WORD:
                 wrong.append(f"{name} has {inputs} inputs and {outputs} outputs")
     if wrong:
         raise ConversionError(
             f"groups of {group} do not fit: {'; '.join(wrong)}; inputs must be a multiple of --group-size, and both of "
-            f"{PER_WORD}"
+            f"{PER_WORD} (of {fitting} would fit the inputs)"
         )
 
 

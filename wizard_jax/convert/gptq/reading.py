@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import safe_open
 
 from wizard_jax.convert.inventory import INDEX
-from wizard_jax.convert.safetensors_file import reopened
+from wizard_jax.convert.read_back import drop_cached
 from wizard_jax.convert.tensors import Array
 from wizard_jax.convert.verify import VerificationError
 
@@ -24,7 +24,7 @@ def verify_file(file: Path, expected: Mapping[str, Array]) -> int:
     `expected`: by the names that they have in whole models, the values that the model was calibrated with. Raises
     VerificationError: the file is no more, no less and nothing else than them.
     """
-    reopened(file).close()
+    drop_cached(file)
     found = dict(stored_values(file))
     wrong = sorted({*found} ^ {*expected})
     wrong += [name for name in found if name in expected and not np.array_equal(found[name], expected[name])]
