@@ -8,13 +8,13 @@ from pathlib import Path
 from configs.errors import UserError
 from wizard_jax.data.pipeline import Batch
 from wizard_jax.deployment.measuring import held_out
-from wizard_jax.evaluate.perplexity import BATCH_ROWS, text_batches, training_batches
+from wizard_jax.evaluate.perplexity import text_batches, training_batches
 from wizard_jax.runs import FoundModel
 
 ROWS = 128
-"""The paper's number, of rows of the length of the paper's."""
+"""Of calibration: the paper's number."""
 LONGEST = 2048
-"""Tokens of a row, as in the paper."""
+"""Tokens of a row, as in the paper: of longer rows the first, which see none of those behind them."""
 _APART = 8  # every so manieth text of a file measures
 
 
@@ -43,9 +43,9 @@ def find_material(found: FoundModel, file: Path | None) -> Material:
             f"{found.path} says of no data that it was trained on: give texts like those that it will see by "
             "--calibration FILE, one in each line"
         )
-    rows = min(ROWS, max(BATCH_ROWS, ROWS * LONGEST // found.run.data.seq_len))
-    batches = training_batches(found.path, found.run, found.tokenizer, rows=rows)
-    return Material(calibration=batches, apart=held_out(found), source="its training data")
+    batches = training_batches(found.path, found.run, found.tokenizer, rows=ROWS)
+    cut = [Batch(*(column[:, :LONGEST] for column in batch)) for batch in batches]
+    return Material(calibration=cut, apart=held_out(found), source="its training data")
 
 
 def _of_file(found: FoundModel, file: Path) -> Material:

@@ -26,6 +26,8 @@ from wizard_jax.progress import Progress, nobody
 from wizard_jax.runs import FoundModel, find_model, known_format
 
 _DTYPE = "int4 (GPTQ)"
+_UNREAD = ("gpt_bigcode",)
+"""The families of which transformers 5.23 opens no folder in 4 bits: it initialises weights that are not there."""
 
 
 def export_gptq_model(
@@ -79,7 +81,12 @@ def export_gptq_model(
         about = [
             f"Its linear layers are in 4 bits, symmetric, in groups of {group} inputs (GPTQ, arXiv 2210.17323), "
             f"calibrated on {material.rows:,} rows of {material.source}.",
-            "It is loaded by vLLM, by GPTQModel, and by transformers where gptqmodel and optimum are installed.",
+            "They are in the layout of GPTQModel, which vLLM reads too"
+            + (
+                "."
+                if found.config.family in _UNREAD
+                else ", and transformers where gptqmodel and optimum are installed."
+            ),
         ]
         settings: dict[str, Any] = {"step": source.step, "dtype": _DTYPE, "chat_format": chat_format}
         card = model_card(found, about=about, checks=checks, **settings)

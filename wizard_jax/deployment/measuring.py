@@ -10,7 +10,7 @@ from wizard_jax.evaluate.perplexity import perplexity, run_batches
 from wizard_jax.model.decoder import Params, count_params
 from wizard_jax.runs import FoundModel, open_model
 
-_SPARE = 2 << 30  # bytes beside two trees of parameters, for activations and for what runs
+_SPARE = 2 << 30  # bytes beside two trees of parameters and a layer's attention scores, for what runs
 
 
 def held_out(found: FoundModel) -> list[Batch]:
@@ -27,7 +27,9 @@ def measured(found: FoundModel, batches: Sequence[Batch], after: Callable[[], Pa
     """
     if not batches:
         return "perplexity was not measured: nothing is held out of its training (data.held_out_share)"
-    needed = 2 * 4 * count_params(found.config) + _SPARE
+    rows, length = batches[0].tokens.shape
+    scores = 2 * 4 * rows * found.config.n_heads * length * length
+    needed = 2 * 4 * count_params(found.config) + scores + _SPARE
     if available_memory() < needed:
         return f"perplexity was not measured: that takes {needed / 1e9:.0f} GB of memory, and there was less"
     before = perplexity(open_model(found.path, step=step).params, found.config, batches)

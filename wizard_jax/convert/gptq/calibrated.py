@@ -77,10 +77,8 @@ def rounded_layers(
                 grams[name] = grams.get(name, np.float64(0.0)) + np.asarray(gram, np.float64)
         found = _rounded(arrays, grams, number, model=exact, round_=round_)
         del arrays, grams
-        streams = [
-            np.asarray(_block(found.arrays, jnp.asarray(stream), columns, model=exact)[0])
-            for stream, columns in zip(streams, batches, strict=True)
-        ]
+        for index, columns in enumerate(batches):
+            streams[index] = np.asarray(_block(found.arrays, jnp.asarray(streams[index]), columns, model=exact)[0])
         yield found
 
 
@@ -118,7 +116,7 @@ def _rounded(
         if not np.isfinite(gram).all():
             raise ConversionError(f"{name}: what it is given is not finite on the texts of the calibration")
         matrix = to_stored(rows, [arrays[place.path[-1]] for place in rows])
-        with np.errstate(over="ignore"):  # an overflow is found by its infinity
+        with np.errstate(over="ignore", invalid="ignore"):  # a scale that overflows is found by its infinity
             found = round_(np.ascontiguousarray(matrix), gram)
         if not np.isfinite(found.scales).all():
             raise ConversionError(f"{name}: holds values that are too large for the scales, which are float16")
