@@ -34,13 +34,23 @@ def read_config(raw: RawConfig) -> ModelConfig:
     architectures = raw.values.get("architectures")
     known = {family.architecture: family for family in FAMILIES.values()}
     name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else None
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
         hint = f"; the nearest is {near[0]}" if near else ""
         raise ConversionError(
             f"{raw.path}: architectures is {architectures!r}; these can be imported: {', '.join(known)}{hint}"
         )
-    raw.only(quantization_config=(None,))
+    kind = raw.values.get("model_type")
+    if kind not in (None, known[name].name):  # by which transformers goes
+        raise ConversionError(
+            f"{raw.path}: architectures is {architectures!r}, whose model_type is {known[name].name!r}, yet model_type "
+            f"is {kind!r}: correct the one that is wrong"
+        )
+    if raw.values.get("quantization_config") is not None:
+        raise ConversionError(
+            f"{raw.path}: quantization_config: its weights are quantised, and only whole ones are read: give the "
+            "model that they were made of, or dequantise them where you have what reads them"
+        )
     try:
         return known[name].read(raw)
     except ModelConfigError as error:

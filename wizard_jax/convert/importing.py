@@ -52,10 +52,9 @@ def load_hf_params(
     Each device's part is read by itself, one layer's tensor at a time. With `convert`, each array becomes what
     `convert(path, array)` makes of it before the next is read. Raises ConversionError as `read_tensors` does.
     """
-    places = architectures.places(config)
-    stored = read_tensors(folder, config, places=places)
+    stored = read_tensors(folder, config)
     sources: dict[Path, list[tuple[Stored, Place]]] = {}
-    for name, rows in places.items():
+    for name, rows in architectures.places(config).items():
         for place in rows:
             sources.setdefault(place.path, []).append((stored[name], place))
 

@@ -107,7 +107,7 @@ def read_header(file: epath.Path) -> list[Stored]:
             raise _Malformed("the header is no JSON object")
         tensors = [_stored(name, entry, file=file, data=8 + length) for name, entry in told.items() if name != _META]
         return _gapless(tensors, data=8 + length, size=size)
-    except (_Malformed, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (_Malformed, ValueError, RecursionError) as error:
         raise ConversionError(f"{file}: truncated or no safetensors file ({error}); fetch it again") from error
 
 
