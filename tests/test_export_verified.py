@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 from tiny_flow import Flow
 
-from configs.folder import load_config
+from configs.folder import load_config, read_complete
 from wizard_jax.cli import main
 from wizard_jax.convert import export as exporting
 from wizard_jax.convert import peer, verify
@@ -28,7 +29,7 @@ from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.rope import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.transfer import export_model
+from wizard_jax.transfer import export_model, import_model
 
 TINY = ModelConfig(vocab_size=400, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, d_ff=24)
 
@@ -218,8 +219,6 @@ def test_the_card_is_one_that_the_hub_reads_and_tells_how_the_model_came_about(f
 
 
 def test_the_license_that_the_data_sets_card_states_is_the_cards(flow: Flow, tmp_path: Path) -> None:
-    import shutil
-
     evolved = tmp_path / "evolved"
     shutil.copytree(flow.evolved, evolved)
     card = (evolved / "README.md").read_text()
@@ -229,6 +228,28 @@ def test_the_license_that_the_data_sets_card_states_is_the_cards(flow: Flow, tmp
     told = ModelCard.load(tmp_path / "hf" / "README.md")
     assert told.data.license == "cc-by-nc-4.0"
     assert "License of the data: cc-by-nc-4.0" in told.text
+
+
+def test_the_card_tells_what_was_taken_of_the_data_and_gives_no_imported_base_the_datas_license(
+    flow: Flow, tmp_path: Path
+) -> None:
+    evolved, base = tmp_path / "evolved", tmp_path / "base"
+    shutil.copytree(flow.evolved, evolved)
+    card = (evolved / "README.md").read_text()
+    (evolved / "README.md").write_text(card.replace("---\n", "---\nlicense: cc-by-4.0\n", 1))
+    export_model(flow.run, tmp_path / "hf_base", verify="nothing")
+    import_model(tmp_path / "hf_base", base)
+    start = ("init=@FromCheckpoint", f"init.path={base}", f"data.dataset={evolved}", "data.selection.rounds_to=0")
+    assert main(flow.train_command(tmp_path / "run", *start, "steps=0")) == 0
+    seeds = read_complete(flow.evolved)["by_round"]["0"]
+    export_model(tmp_path / "run", tmp_path / "hf", verify="nothing")
+    told = ModelCard.load(tmp_path / "hf" / "README.md")
+    assert f"An epoch of its training had {seeds} conversations (round 0: {seeds}) with " in told.text
+    assert "License of the data: cc-by-4.0" in told.text
+    assert told.data.license is None
+    (tmp_path / "run" / "audit.json").write_text("{")
+    export_model(tmp_path / "run", tmp_path / "again", verify="nothing")
+    assert "is not known: audit.json is missing or damaged" in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_weights_are_the_same_in_every_dtype_up_to_their_rounding(flow: Flow, tmp_path: Path) -> None:

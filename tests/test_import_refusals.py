@@ -241,6 +241,8 @@ PLACES = {
     "an export over something": (["export", "HF", "FULL"], "exists already; remove it"),
     "an export over itself": (["export", "HF", "HF"], "exists already; remove it"),
     "an export over a file": (["export", "HF", "FULL/mine.txt"], "exists already; remove it"),
+    "an export to where nothing can be": (["export", "HF", "/proc/none"], "/proc/none: can not be written: "),
+    "a bucket": (["import", "gs://bucket/model", "A"], "gs://bucket/model: is no local folder: copy it here first"),
     "no place": (["import", "HF"], "needs the folder to write: name it after the source"),
     "two places": (["import", "HF", "A", "--out", "B"], "name the folder to write once"),
     "a folder that is not there": (["import", "NONE", "A"], "config.json: no such file"),

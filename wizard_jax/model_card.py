@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from data_gen.config import AnswerConfig, EvolveConfig
 from data_gen.llm import simulated
 from wizard_jax.convert.hub import SCHEME
 from wizard_jax.convert.imported import ImportConfig
+from wizard_jax.data.audit import Audit
+from wizard_jax.data.packing import AUDIT
 from wizard_jax.model.lora import needs_qwix
 from wizard_jax.runs import FoundModel
 from wizard_jax.train.config import TrainConfig
@@ -68,7 +71,8 @@ def model_card(
     lines += ["", *about] if about else []
     lines += _section("Checkpoint", [_trained_to(run, step=step)] if run is not None else [])
     lines += _section("Base", [_base_line(model, base=base)])
-    lines += _section("Data", [line for dataset in data for line in _data_lines(dataset)])
+    trained = _trained_lines(model.path) if run is not None else []
+    lines += _section("Data", [*trained, *(line for dataset in data for line in _data_lines(dataset))])
     lines += _section("Results", [*_losses(model), *_results(evaluations)])
     lines += _section("Checks", [f"- {check[0].upper()}{check[1:]}." for check in checks])
     lines += _section("Made with", _made_with(model))
@@ -85,7 +89,7 @@ def _front_matter(
 ) -> list[str]:
     """What the hub reads: YAML, in which every JSON text is one."""
     licenses = {_license(dataset) for dataset in data}
-    license_ = licenses.pop() if len(licenses) == 1 else ""
+    license_ = licenses.pop() if len(licenses) == 1 and not model.untraced else ""
     lines = ["---", f"library_name: {library}"]
     lines += [f"license: {license_}"] if license_ else ["# license: not stated; it depends on base, seeds and teacher"]
     hub_name = base.removeprefix(SCHEME).partition("@")[0] if base.startswith(SCHEME) else ""
@@ -165,6 +169,21 @@ def _added_line(told: ImportConfig) -> str:
     return line
 
 
+def _trained_lines(run: Path) -> list[str]:
+    """What a run took of its data sets, of which selections and held-out conversations leave a part."""
+    try:
+        audit = Audit.from_json((run / AUDIT).read_bytes())
+    except (OSError, ValueError, LookupError, TypeError):
+        return [f"How much of the data was trained on is not known: {AUDIT} is missing or damaged.", ""]
+    rounds: Counter[int] = Counter()
+    for group in audit.groups:
+        rounds[group.round] += group.conversations
+    told = ", ".join(f"round {number}: {rounds[number]:,}" for number in sorted(rounds))
+    stats = audit.stats
+    epoch = f"{stats.conversations:,} conversations ({told}) with {stats.trained_tokens:,} trained tokens"
+    return [f"An epoch of its training had {epoch}, of these data sets:", ""]
+
+
 def _data_lines(dataset: Path) -> list[str]:
     """What is known of a data set: how many records, by which operations and models, under which license."""
     folder = _data_folder(dataset)
@@ -173,7 +192,7 @@ def _data_lines(dataset: Path) -> list[str]:
         return [f"Conversations of {dataset}. License: not stated.", ""]
     summary = read_complete(folder)
     models = ", ".join(summary["models"])
-    lines = [f"{summary['records']:,} conversations"]
+    lines = [f"`{folder.name}`: {summary['records']:,} conversations"]
     if stage == "evolve":
         config = load_config(EvolveConfig, folder)
         lines[0] += f", evolved in up to {config.rounds} rounds."

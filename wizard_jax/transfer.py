@@ -63,6 +63,10 @@ def import_model(
         infinity, or `out` is taken.
     """
     named = hub.find(str(source)) if str(source).startswith(hub.SCHEME) else None
+    if named is None and "://" in str(source):
+        raise UserError(
+            f"{source}: is no local folder: copy it here first, or name a model of the hub ({hub.SCHEME}...)"
+        )
     folder = epath.Path(source) if named is None else epath.Path(hub.fetch(named))
     if Path(folder).resolve() == out.resolve():
         raise UserError(f"{source}: is source and --out in one: choose another --out")
