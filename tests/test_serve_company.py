@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -16,9 +18,11 @@ import openai
 import pytest
 from speaking import asked, greedy, make_speaker, served_in_a_thread, until
 
+from configs.interrupt import Interrupted
 from wizard_jax.generate.speaker import Speaker
 from wizard_jax.serve import app
 from wizard_jax.serve.app import Limits
+from wizard_jax.serve.server import run_server
 from wizard_jax.tokenizer import Tokenizer
 
 
@@ -137,3 +141,11 @@ def test_an_end_at_once_waits_for_no_answer(speaker: Speaker) -> None:
             await request
 
     asyncio.run(run())
+
+
+def test_told_to_stop_while_it_compiles_it_ends_between_two_programs(speaker: Speaker) -> None:
+    told = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    told.start()
+    with pytest.raises(Interrupted) as stopped:
+        run_server(speaker, limits=Limits(rows=2, length=120), host="127.0.0.1", port=0)
+    assert stopped.value.exit_code == 42

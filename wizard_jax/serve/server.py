@@ -12,13 +12,14 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 import jax
 from aiohttp import web
 
 from configs.errors import UserError
+from configs.interrupt import stop_flag
 from wizard_jax.generate.speaker import Speaker
 from wizard_jax.progress import say, show_progress
 from wizard_jax.serve.app import Limits, Service, is_loopback
@@ -139,10 +140,17 @@ def run_server(
     port: int,
     mesh: jax.sharding.Mesh | None = None,
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C; says the address once it listens. Raises ServeError."""
+    """Serves until SIGTERM or Ctrl-C; says the address once it listens. Raises ServeError; Interrupted: told to stop
+    before that."""
     scheduler = made_scheduler(speaker, limits=limits, mesh=mesh)
-    with show_progress("compile") as progress:
-        scheduler.compile(progress)
+    # A signal that is an exception amid a compilation makes the process crash when it ends.
+    with stop_flag() as flag, show_progress("compile") as progress:
+
+        def told(done: int, total: int, facts: Mapping[str, int | str | float]) -> None:
+            flag.raise_if_set()
+            progress(done, total, facts)
+
+        scheduler.compile(told)
 
     async def serve() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
