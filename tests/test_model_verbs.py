@@ -70,13 +70,14 @@ def test_generate_answers_each_row_in_order_and_says_why_not(
         {"prompt": "Sort the list.", "id": 7},
         {"messages": [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "x"}]},
         {"prompt": "word " * 400},
-        {"messages": [{"role": "user", "content": "Reverse the words."}]},
+        {"messages": [{"role": "user", "content": "Reverse the words."}], "score": float("nan")},
     ]
     prompts, out = write(tmp_path / "prompts.jsonl", given), tmp_path / "deep" / "answers.jsonl"
     command = ["generate", str(flow.run), "--prompts", str(prompts), "--out", str(out), *SETTINGS]
     assert main(command) == 0
     found = rows(out)
-    assert [{name: row[name] for name in row if name not in prompt_file.OURS} for row in found] == given
+    kept = [{name: row[name] for name in row if name not in prompt_file.OURS} for row in found]
+    assert json.dumps(kept) == json.dumps(given)
     assert "nothing to answer" in found[1]["not_answered"]
     assert "max_new_tokens = 6" in found[2]["not_answered"]
     assert found[0]["ended"] in ("stop", "length")
