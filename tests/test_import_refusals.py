@@ -98,6 +98,15 @@ def a_tensor_in_two_files_and_one_that_is_gone(folder: Path) -> None:
     save_file({UP: tensors[UP]}, folder / "model-2.safetensors")
 
 
+@spoilt("1 tensor(s)", f"dtype F4, not one of F32, F16, BF16: {NORM}")
+def weights_of_four_bits(folder: Path) -> None:
+    header, data = header_of(folder / WEIGHTS)
+    norm = header[NORM]
+    assert isinstance(norm, dict)
+    norm |= {"dtype": "F4", "shape": [16 * 8]}
+    with_header(folder / WEIGHTS, json.dumps(header), data)
+
+
 @spoilt("its header sets twice: model.norm.weight", "fetch it again")
 def a_header_that_sets_a_tensor_twice(folder: Path) -> None:
     header, data = header_of(folder / WEIGHTS)

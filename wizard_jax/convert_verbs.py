@@ -73,13 +73,14 @@ def add_convert_verbs(add: Add, *, local: Callable[[str], Path]) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
+    from configs.errors import UserError
     from wizard_jax.doctor import check_platforms
     from wizard_jax.progress import show_progress
     from wizard_jax.transfer import import_model
 
     out = _place(arguments)
     if out is None:
-        raise _unplaced()
+        raise UserError("wizard import needs the folder to write: name it after the source")
     check_platforms()
     with show_progress("import") as progress:
         config = import_model(
@@ -193,9 +194,3 @@ def _place(arguments: argparse.Namespace) -> Path | None:
         raise UserError(f"{arguments.place} and --out {arguments.out}: name the folder to write once")
     place: Path | None = arguments.place if arguments.out is None else arguments.out
     return place
-
-
-def _unplaced() -> Exception:
-    from configs.errors import UserError
-
-    return UserError("wizard import needs the folder to write: name it after the source")

@@ -42,10 +42,10 @@ def read_tensors(folder: Folder, config: ModelConfig) -> dict[str, Stored]:
         if name not in places:
             if not name.endswith(family.buffers) and name != tied_head:
                 wrong.append(f"unknown: {name} {list(tensor.shape)}")
-        elif tensor.shape != (shape := stored_shape(places[name])):
-            wrong.append(f"shape {list(tensor.shape)} where the config says {list(shape)}: {name}")
         elif tensor.dtype not in FLOATS:
             wrong.append(f"dtype {tensor.dtype}, not one of {', '.join(FLOATS)}: {name}")
+        elif tensor.shape != (shape := stored_shape(places[name])):
+            wrong.append(f"shape {list(tensor.shape)} where the config says {list(shape)}: {name}")
     if wrong:
         raise ConversionError(_lines(at, wrong))
     if tied_head in stored:

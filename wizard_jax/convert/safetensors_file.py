@@ -32,10 +32,13 @@ CODES: Mapping[str, str] = MappingProxyType({dtype.name: code for code, dtype in
 
 _BITS: Mapping[str, int] = MappingProxyType(
     {
-        **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+        "F4": 4,
+        **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+        **dict.fromkeys(("BOOL", "U8", "I8"), 8),
+        **dict.fromkeys(("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 8),
         **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
         **dict.fromkeys(("F32", "I32", "U32"), 32),
-        **dict.fromkeys(("F64", "I64", "U64"), 64),
+        **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     }
 )
 _LONGEST_HEADER = 100_000_000  # bytes, as the format's own reader has it
