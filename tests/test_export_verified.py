@@ -194,6 +194,7 @@ def test_the_card_is_one_that_the_hub_reads_and_tells_how_the_model_came_about(f
     os.symlink(tmp_path / "elsewhere" / "eval", flow.folder / "eval")
     try:
         export_model(flow.run, tmp_path / "hf", verify="tensors")
+        export_model(flow.run, tmp_path / "first", step=1, verify="nothing")
     finally:
         (flow.folder / "eval").unlink()
     card = ModelCard.load(tmp_path / "hf" / "README.md")
@@ -203,6 +204,9 @@ def test_the_card_is_one_that_the_hub_reads_and_tells_how_the_model_came_about(f
     assert {"wizard_jax", "evol-instruct"} <= set(card.data.tags)
     metrics = card.data.eval_results
     assert {result.dataset_name for result in metrics} == {"simulated_world"}
+    of_another = ModelCard.load(tmp_path / "first" / "README.md")
+    assert of_another.data.eval_results is None, "the hub would take them for this checkpoint's"
+    assert "checkpoint 2: exact match" in of_another.text
     for words in (
         "Rounds: round 0: ",
         "Operations: ",
@@ -245,11 +249,18 @@ def test_the_card_tells_what_was_taken_of_the_data_and_gives_no_imported_base_th
     export_model(tmp_path / "run", tmp_path / "hf", verify="nothing")
     told = ModelCard.load(tmp_path / "hf" / "README.md")
     assert f"An epoch of its training had {seeds} conversations (round 0: {seeds}) with " in told.text
+    assert " trained tokens, of `evolved`." in told.text
     assert "License of the data: cc-by-4.0" in told.text
     assert told.data.license is None
     (tmp_path / "run" / "audit.json").write_text("{")
-    export_model(tmp_path / "run", tmp_path / "again", verify="nothing")
-    assert "is not known: audit.json is missing or damaged" in (tmp_path / "again" / "README.md").read_text()
+    start = ("init=@FromCheckpoint", f"init.path={tmp_path / 'run'}", f"data.dataset={evolved}", "steps=0")
+    assert main(flow.train_command(tmp_path / "next", *start)) == 0
+    for run in ("run", "next"):
+        export_model(tmp_path / run, tmp_path / f"{run}_hf", verify="nothing")
+    cards = [(tmp_path / f"{run}_hf" / "README.md").read_text() for run in ("run", "next")]
+    assert "How much of `evolved` was trained on is not known: audit.json is missing or damaged" in cards[0]
+    assert "Runs that its weights come from were trained on `evolved`." in cards[1]
+    assert cards[1].count("evolved in up to 2 rounds") == 1
 
 
 def test_weights_are_the_same_in_every_dtype_up_to_their_rounding(flow: Flow, tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ _LICENSE = re.compile(r"\A---\n(?:(?!---\n).*\n)*?license: *[\"']?([\w.+-]+)", r
 class Evaluation:
     """What `wizard eval` found out about a run."""
 
-    folder: str
     task: str
     step: int | None
     bands: Mapping[str, Mapping[str, float]]
@@ -63,7 +62,7 @@ def model_card(
             model,
             base=peft_base or base,
             data=data,
-            evaluations=evaluations,
+            evaluations=[found for found in evaluations if found.step == step],
             library="peft" if peft_base else library,
         )
     ]
@@ -71,8 +70,8 @@ def model_card(
     lines += ["", *about] if about else []
     lines += _section("Checkpoint", [_trained_to(run, step=step)] if run is not None else [])
     lines += _section("Base", [_base_line(model, base=base)])
-    trained = _trained_lines(model.path) if run is not None else []
-    lines += _section("Data", [*trained, *(line for dataset in data for line in _data_lines(dataset))])
+    trained = _trained_lines(model, run) if run is not None else []
+    lines += _section("Data", [*trained, *(line for dataset in dict.fromkeys(data) for line in _data_lines(dataset))])
     lines += _section("Results", [*_losses(model), *_results(evaluations)])
     lines += _section("Checks", [f"- {check[0].upper()}{check[1:]}." for check in checks])
     lines += _section("Made with", _made_with(model))
@@ -169,19 +168,26 @@ def _added_line(told: ImportConfig) -> str:
     return line
 
 
-def _trained_lines(run: Path) -> list[str]:
+def _trained_lines(model: FoundModel, run: TrainConfig) -> list[str]:
     """What a run took of its data sets, of which selections and held-out conversations leave a part."""
+    own = [member.dataset for member in run.data.members]
+    earlier = _names(model.trained_on[len(own) :])
+    before = [f"Runs that its weights come from were trained on {earlier}.", ""] if earlier else []
     try:
-        audit = Audit.from_json((run / AUDIT).read_bytes())
+        audit = Audit.from_json((model.path / AUDIT).read_bytes())
     except (OSError, ValueError, LookupError, TypeError):
-        return [f"How much of the data was trained on is not known: {AUDIT} is missing or damaged.", ""]
+        return [f"How much of {_names(own)} was trained on is not known: {AUDIT} is missing or damaged.", "", *before]
     rounds: Counter[int] = Counter()
     for group in audit.groups:
         rounds[group.round] += group.conversations
     told = ", ".join(f"round {number}: {rounds[number]:,}" for number in sorted(rounds))
     stats = audit.stats
     epoch = f"{stats.conversations:,} conversations ({told}) with {stats.trained_tokens:,} trained tokens"
-    return [f"An epoch of its training had {epoch}, of these data sets:", ""]
+    return [f"An epoch of its training had {epoch}, of {_names(own)}.", "", *before]
+
+
+def _names(datasets: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(f"`{_data_folder(Path(dataset)).name}`" for dataset in datasets))
 
 
 def _data_lines(dataset: Path) -> list[str]:
@@ -260,7 +266,7 @@ def _evaluations(run: Path) -> Iterator[Evaluation]:
         except FolderError:  # not finished, or damaged: no result
             continue
         if Path(results["model"]).resolve() == run.resolve():
-            yield Evaluation(folder=folder.name, task="simulated_world", step=results["step"], bands=results["bands"])
+            yield Evaluation(task="simulated_world", step=results["step"], bands=results["bands"])
 
 
 def _made_with(model: FoundModel) -> list[str]:
