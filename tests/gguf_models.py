@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from chat_tokenizers import like_llama, like_llama3, like_qwen, like_starcoder, with_added
 
-from wizard_jax.convert.tensors import Array, Place, at
+from wizard_jax.convert.new_folder import new_folder
+from wizard_jax.convert.tensors import Array, Place, Read, at
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.rope import LinearScaling, Llama3Scaling, YarnScaling
@@ -69,6 +70,16 @@ def _logprobs(params: decoder.Params, tokens: jax.Array, *, config: ModelConfig)
         params, tokens=tokens, positions=positions, segment_ids=jnp.ones_like(tokens), config=config
     )
     return jax.nn.log_softmax(decoder.logits(params, hidden, config=config), axis=-1)
+
+
+def written(tiny: Tiny, folder: pathlib.Path, quantisation: Any = "F16", *, read: Read | None = None) -> pathlib.Path:
+    """The GGUF file of a tiny model, in `folder`."""
+    from wizard_jax.convert.gguf.export import file_name, write_folder  # the package gguf may not be installed
+
+    told: dict[str, Any] = {"name": "tiny", "chat_format": tiny.chat_format, "quantisation": quantisation}
+    with new_folder(folder / "out") as out:
+        write_folder(out, tiny.config, tiny.tokenizer(folder), read or tiny.read, **told)
+    return folder / "out" / file_name("tiny", quantisation)
 
 
 def _llama(like: Callable[[pathlib.Path], pathlib.Path] = like_llama, chat: str = "vicuna", **changes: Any) -> Tiny:

@@ -18,7 +18,7 @@ from wizard_jax.generate.weights import prepared
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.serve.app import Limits
-from wizard_jax.serve.server import Serving, serving
+from wizard_jax.serve.server import Serving, made_scheduler, serving
 from wizard_jax.tokenizer import train_tokenizer
 
 WORDS = "the owl and fox say no number one two three sort list reverse it then count words of that".split()
@@ -57,7 +57,7 @@ async def asked(speaker: Speaker, limits: Limits = LIMITS) -> AsyncIterator[tupl
     most = httpx.Limits(max_connections=200)
     async with (
         asyncio.timeout(SECONDS),
-        serving(speaker, limits=limits) as server,
+        serving(made_scheduler(speaker, limits=limits), limits=limits) as server,
         httpx.AsyncClient(base_url=server.address, timeout=120, trust_env=False, limits=most) as client,
     ):
         yield server, client
@@ -69,7 +69,7 @@ def served_in_a_thread(speaker: Speaker, limits: Limits = LIMITS) -> Iterator[Se
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    server = serving(speaker, limits=limits)
+    server = serving(made_scheduler(speaker, limits=limits), limits=limits)
     try:
         yield asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(60)
     finally:

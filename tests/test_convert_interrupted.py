@@ -125,6 +125,24 @@ def test_an_export_stopped_before_any_of_its_changes_leaves_nothing_that_loads_a
     assert stopped_everywhere(parent, command, tmp_path / "here" / "out", files(tmp_path / "whole")) >= 25
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["--format gguf", "--format gptq --group-size 16"])
+def test_an_export_in_another_format_that_is_killed_leaves_no_folder_and_is_then_finished(
+    options: str, parent: Parent, flow: Flow, tmp_path: Path
+) -> None:
+    command, out = ["export", str(flow.run), *options.split()], tmp_path / "here" / "out"
+    assert parent.run([*command, str(tmp_path / "whole")])[0] == 0
+    for moment in itertools.count(1, 4):
+        child = parent.start([*command, str(out)], dies_at=(moment, signal.SIGKILL))
+        if child.wait() == 0:
+            break
+        assert child.wait() == -signal.SIGKILL, child.output
+        assert not out.exists()
+    assert moment > 8, "it was killed at least three times, each time on what the last has left"
+    assert files(out) == files(tmp_path / "whole")
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
 @pytest.mark.parametrize("verb", ["import", "export"])
 def test_a_disk_that_is_full_at_any_size_leaves_nothing_that_loads(
     verb: str, parent: Parent, hf: Path, flow: Flow, disk: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import jax
@@ -152,6 +153,29 @@ def test_in_bfloat16_and_over_a_mesh_it_is_the_same_too(params: decoder.Params) 
         assert engine.params["layers"][0]["attention_norm"].dtype == jnp.float32
         together = heard(engine, wanted, steps=8)
         assert [heard(engine, [ask], steps=8)[0][:2] for ask in wanted] == [one[:2] for one in together]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_once_compiled_no_prompt_answer_or_score_waits_for_a_compiler(params: decoder.Params, devices: int) -> None:
+    mesh = make_mesh(MeshConfig(fsdp=1, tensor=devices), jax.devices()[:devices])
+    placed = jax.device_put(params, shardings(decoder.logical_axes(TINY), mesh, shapes=decoder.abstract_params(TINY)))
+    compiled: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(seconds) if event.endswith("backend_compile_duration") else None
+    )
+    with contextlib.nullcontext() if devices == 1 else jax.set_mesh(mesh):
+        engine = Engine(params if devices == 1 else placed, config=TINY, rows=3, length=20)
+        assert sum(1 for _ in engine.compiling()) == 1 + len(engine.buckets)
+        assert compiled
+        compiled.clear()
+        for size in (1, 9, 16, 18):
+            prompt = np.full(size, 7, np.int32)
+            row = engine.admit(Ask(prompt=prompt, sampling=Sampling(max_new_tokens=2, top_p=0.5), ends=(EOS,)))
+            engine.advance(1)
+            engine.advance(1)
+            engine.release(row)
+            engine.score(np.full(size + 2, 7, np.int32))
+    assert not compiled
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,20 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 from tiny_flow import Flow
 
-from configs.folder import load_config
+from configs.folder import load_config, read_complete
 from wizard_jax.cli import main
 from wizard_jax.convert import export as exporting
 from wizard_jax.convert import peer, verify
 from wizard_jax.convert.export import export_hf
 from wizard_jax.convert.importing import load_hf_params
-from wizard_jax.convert.safetensors_file import Written, all_finite
+from wizard_jax.convert.read_back import ReadBack
+from wizard_jax.convert.safetensors_file import all_finite
 from wizard_jax.convert.tensors import Place
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.rope import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from wizard_jax.train.config import TrainConfig
-from wizard_jax.transfer import export_model
+from wizard_jax.transfer import export_model, import_model
 
 TINY = ModelConfig(vocab_size=400, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, d_ff=24)
 
@@ -132,13 +134,13 @@ def test_a_folder_that_differs_never_gets_its_name_and_the_exit_code_is_that_of_
     step: str, flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if step == "bytes":  # what a broken disk does
-        differing = Written.differing
+        differing = ReadBack.differing
 
-        def spoilt(self: Written) -> list[str]:
+        def spoilt(self: ReadBack) -> list[str]:
             flipped(next(file for file in tmp_path.iterdir() if file.name == ".hf.partial"))
             return differing(self)
 
-        monkeypatch.setattr(Written, "differing", spoilt)
+        monkeypatch.setattr(ReadBack, "differing", spoilt)
         says = "the disk holds other bytes than were written, of: lm_head.weight"
     elif step == "rows":  # what a fault in a table of tensors does
         to_stored = Place.to_stored
@@ -192,6 +194,7 @@ def test_the_card_is_one_that_the_hub_reads_and_tells_how_the_model_came_about(f
     os.symlink(tmp_path / "elsewhere" / "eval", flow.folder / "eval")
     try:
         export_model(flow.run, tmp_path / "hf", verify="tensors")
+        export_model(flow.run, tmp_path / "first", step=1, verify="nothing")
     finally:
         (flow.folder / "eval").unlink()
     card = ModelCard.load(tmp_path / "hf" / "README.md")
@@ -201,6 +204,9 @@ def test_the_card_is_one_that_the_hub_reads_and_tells_how_the_model_came_about(f
     assert {"wizard_jax", "evol-instruct"} <= set(card.data.tags)
     metrics = card.data.eval_results
     assert {result.dataset_name for result in metrics} == {"SimulatedWorld"}
+    of_another = ModelCard.load(tmp_path / "first" / "README.md")
+    assert of_another.data.eval_results is None, "the hub would take them for this checkpoint's"
+    assert "checkpoint 2: exact match" in of_another.text
     for words in (
         "Rounds: round 0: ",
         "Operations: ",
@@ -217,8 +223,6 @@ def test_the_card_is_one_that_the_hub_reads_and_tells_how_the_model_came_about(f
 
 
 def test_the_license_that_the_data_sets_card_states_is_the_cards(flow: Flow, tmp_path: Path) -> None:
-    import shutil
-
     evolved = tmp_path / "evolved"
     shutil.copytree(flow.evolved, evolved)
     card = (evolved / "README.md").read_text()
@@ -228,6 +232,35 @@ def test_the_license_that_the_data_sets_card_states_is_the_cards(flow: Flow, tmp
     told = ModelCard.load(tmp_path / "hf" / "README.md")
     assert told.data.license == "cc-by-nc-4.0"
     assert "License of the data: cc-by-nc-4.0" in told.text
+
+
+def test_the_card_tells_what_was_taken_of_the_data_and_gives_no_imported_base_the_datas_license(
+    flow: Flow, tmp_path: Path
+) -> None:
+    evolved, base = tmp_path / "evolved", tmp_path / "base"
+    shutil.copytree(flow.evolved, evolved)
+    card = (evolved / "README.md").read_text()
+    (evolved / "README.md").write_text(card.replace("---\n", "---\nlicense: cc-by-4.0\n", 1))
+    export_model(flow.run, tmp_path / "hf_base", verify="nothing")
+    import_model(tmp_path / "hf_base", base)
+    start = ("init=@FromCheckpoint", f"init.path={base}", f"data.dataset={evolved}", "data.selection.rounds_to=0")
+    assert main(flow.train_command(tmp_path / "run", *start, "steps=0")) == 0
+    seeds = read_complete(flow.evolved)["by_round"]["0"]
+    export_model(tmp_path / "run", tmp_path / "hf", verify="nothing")
+    told = ModelCard.load(tmp_path / "hf" / "README.md")
+    assert f"An epoch of its training had {seeds} conversations (round 0: {seeds}) with " in told.text
+    assert " trained tokens, of `evolved`." in told.text
+    assert "License of the data: cc-by-4.0" in told.text
+    assert told.data.license is None
+    (tmp_path / "run" / "audit.json").write_text("{")
+    start = ("init=@FromCheckpoint", f"init.path={tmp_path / 'run'}", f"data.dataset={evolved}", "steps=0")
+    assert main(flow.train_command(tmp_path / "next", *start)) == 0
+    for run in ("run", "next"):
+        export_model(tmp_path / run, tmp_path / f"{run}_hf", verify="nothing")
+    cards = [(tmp_path / f"{run}_hf" / "README.md").read_text() for run in ("run", "next")]
+    assert "How much of `evolved` was trained on is not known: audit.json is missing or damaged" in cards[0]
+    assert "Runs that its weights come from were trained on `evolved`." in cards[1]
+    assert cards[1].count("evolved in up to 2 rounds") == 1
 
 
 def test_weights_are_the_same_in_every_dtype_up_to_their_rounding(flow: Flow, tmp_path: Path) -> None:

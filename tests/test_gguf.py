@@ -13,38 +13,26 @@ import numpy as np
 import pytest
 import tokenizers
 from chat_tokenizers import like_llama, like_llama3, like_qwen, train_whole_lines
-from gguf_models import LLAMA3, MODELS, SIZES, Tiny
+from gguf_models import LLAMA3, MODELS, SIZES, written
 from tiny_flow import Flow
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 from wizard_jax.chat import ChatError, get_format  # noqa: E402
 from wizard_jax.cli import main  # noqa: E402
-from wizard_jax.convert.gguf.export import card_lines, check_exportable, export_gguf  # noqa: E402
+from wizard_jax.convert.gguf import writing  # noqa: E402
+from wizard_jax.convert.gguf.export import card_lines, check_exportable, write_folder  # noqa: E402
 from wizard_jax.convert.gguf.network import check_known, tensors  # noqa: E402
 from wizard_jax.convert.gguf.ollama import modelfile  # noqa: E402
 from wizard_jax.convert.gguf.vocabulary import vocabulary  # noqa: E402
 from wizard_jax.convert.gguf.writing import check_gguf, write_gguf  # noqa: E402
 from wizard_jax.convert.tensors import ConversionError  # noqa: E402
+from wizard_jax.convert.verify import VerificationError  # noqa: E402
 from wizard_jax.model.config import ModelConfig  # noqa: E402
 from wizard_jax.tokenizer import Tokenizer  # noqa: E402
 
 WITHIN = {"F16": 2.0**-11, "BF16": 2.0**-8, "Q8_0": 1.0 / 127}
 """Rounding relative to a value, or for Q8_0 to the largest of its block."""
-
-
-def written(tiny: Tiny, folder: pathlib.Path, quantisation: Any = "F16") -> pathlib.Path:
-    tokenizer = tiny.tokenizer(folder)
-    return export_gguf(
-        tiny.config,
-        tokenizer,
-        tiny.read,
-        folder / "out",
-        name="tiny",
-        chat_format=tiny.chat_format,
-        quantisation=quantisation,
-        card="the card",
-    )
 
 
 def field(reader: Any, key: str) -> Any:
@@ -227,9 +215,9 @@ def test_nothing_is_read_and_nothing_left_where_it_is_refused(tmp_path: pathlib.
     def unread(place: Any) -> Any:
         raise AssertionError(place)
 
-    settings: dict[str, Any] = {"name": "x", "quantisation": "F16", "card": ""}
+    settings: dict[str, Any] = {"name": "x", "quantisation": "F16", "chat_format": "chatml"}
     with pytest.raises(ChatError, match="the chatml format needs the special tokens"):
-        export_gguf(tiny.config, tokenizer, unread, tmp_path / "out", chat_format="chatml", **settings)
+        write_folder(tmp_path, tiny.config, tokenizer, unread, **settings)
     smaller = dataclasses.replace(tiny.config, vocab_size=400)
     with pytest.raises(ConversionError, match="has 420 tokens, the model only 400"):
         check_exportable(smaller, tokenizer, chat_format="vicuna")
@@ -255,9 +243,8 @@ def test_a_value_that_does_not_fit_is_named_and_leaves_no_folder(
             array[3, 5] = value
         return array
 
-    settings: dict[str, Any] = {"name": "x", "chat_format": "vicuna", "quantisation": quantisation, "card": ""}
     with pytest.raises(ConversionError, match=message):
-        export_gguf(tiny.config, tiny.tokenizer(tmp_path), read, tmp_path / "out", **settings)
+        written(tiny, tmp_path, quantisation, read=read)
     assert not (tmp_path / "out").exists()
 
 
@@ -272,7 +259,7 @@ def test_a_file_that_is_not_what_was_written_is_found(tmp_path: pathlib.Path) ->
     content = bytearray(file.read_bytes())
     content[-200] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ConversionError, match=r"read back differs from what was written in \S+: the disk"):
+    with pytest.raises(VerificationError, match=r"another type, shape or bytes than were written, of: \S+$"):
         check_gguf(file, checksums)
 
 
@@ -313,10 +300,10 @@ def test_the_verb_writes_a_run_with_its_perplexity_before_and_after(
     assert main(flow.train_command(run, "data.held_out_share=0.3", "held_out=@HeldOut", *sizes)) == 0
     command = ["export", str(run), "--format", "gguf", "--quantisation", "Q8_0", "--out", str(out)]
     assert main(command) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["Modelfile", "README.md", "run-Q8_0.gguf"]
+    assert sorted(path.name for path in out.iterdir()) == ["Modelfile", "README.md", "export.json", "run-Q8_0.gguf"]
     card = (out / "README.md").read_text()
     assert "In F16, because their rows are no multiple of 32: blk.0.ffn_down.weight." in card
-    found = re.search(r"Perplexity on ([\d,]+) held-out tokens: ([\d.]+) as it was trained, ([\d.]+) with", card)
+    found = re.search(r"Perplexity on ([\d,]+) held-out tokens: ([\d.]+) as it was, ([\d.]+) with", card)
     assert found
     before, after = float(found[2]), float(found[3])
     losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -324,7 +311,9 @@ def test_the_verb_writes_a_run_with_its_perplexity_before_and_after(
     assert before == pytest.approx(math.exp(last), rel=1e-4)
     assert before != after == pytest.approx(before, rel=0.01)
     written = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert "read back from the disk by the gguf package and are what was written" in capsys.readouterr().out
     assert main(command) == 0
+    assert f"{out} holds this export already" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == written
     command[command.index("Q8_0")] = "F16"
     assert main(command) == 2
@@ -335,6 +324,7 @@ def test_the_verb_writes_a_run_with_its_perplexity_before_and_after(
     ("options", "message"),
     [
         (["--format", "gguf", "--dtype", "float32"], "--dtype and --base-model have no effect with --format gguf"),
+        (["--format", "gguf", "--no-verify"], "--no-verify has no effect with --format gguf"),
         (["--quantisation", "Q8_0"], "--quantisation is the type of a GGUF file: it goes with --format gguf"),
         (["--format", "gguf", "--chat-format", "chatml"], "the chatml format needs the special tokens"),
     ],
@@ -347,14 +337,36 @@ def test_options_that_do_not_go_together_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_import_is_written_as_it_was_read(flow: Flow, tmp_path: pathlib.Path) -> None:
+def test_an_import_is_written_as_it_was_read_and_as_it_grew(flow: Flow, tmp_path: pathlib.Path) -> None:
     assert main(["export", str(flow.run), "--dtype", "float32", "--no-verify", "--out", str(tmp_path / "hf")]) == 0
-    assert main(["import", str(tmp_path / "hf"), str(tmp_path / "imported")]) == 0
-    for run, name in ((flow.run, "a"), (tmp_path / "imported", "b")):
-        assert main(["export", str(run), "--format", "gguf", "--out", str(tmp_path / name)]) == 0
-    held = [
-        {tensor.name: tensor.data.tobytes() for tensor in gguf.GGUFReader(tmp_path / file).tensors}
-        for file in ("a/run-F16.gguf", "b/imported-F16.gguf")
-    ]
-    assert held[0] == held[1]
-    assert "Perplexity was not measured: nothing is held out" in (tmp_path / "b" / "README.md").read_text()
+    grown = ["--add-tokens=<new>", "--pad-vocabulary-to", "64"]
+    for name, options in (("imported", []), ("grown", grown)):
+        assert main(["import", str(tmp_path / "hf"), str(tmp_path / name), *options]) == 0
+    readers = {}
+    for run in (flow.run, tmp_path / "imported", tmp_path / "grown"):
+        assert main(["export", str(run), "--format", "gguf", "--out", str(tmp_path / "out" / run.name)]) == 0
+        readers[run.name] = gguf.GGUFReader(tmp_path / "out" / run.name / f"{run.name}-F16.gguf")
+    held = {name: {one.name: one.data for one in reader.tensors} for name, reader in readers.items()}
+    for name, data in held["run"].items():
+        assert held["imported"][name].tobytes() == data.tobytes()
+        assert held["grown"][name][: len(data)].tobytes() == data.tobytes()
+    assert (len(held["run"]["output.weight"]), len(held["grown"]["output.weight"])) == (400, 448)
+    assert field(readers["grown"], "tokenizer.ggml.tokens")[400] == "<new>"
+    assert field(readers["grown"], "tokenizer.ggml.token_type")[400:402] == [3, 5]  # control, unused
+    card = (tmp_path / "out" / "grown" / "README.md").read_text()
+    assert "Perplexity was not measured: nothing is held out" in card
+    assert "given the special tokens `<new>`" in card
+
+
+def test_a_folder_that_differs_never_gets_its_name(
+    flow: Flow, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(file: pathlib.Path) -> None:  # what a disk does
+        content = bytearray(file.read_bytes())
+        content[-40] ^= 1
+        file.write_bytes(content)
+
+    monkeypatch.setattr(writing, "drop_cached", broken)
+    assert main(["export", str(flow.run), "--format", "gguf", "--out", str(tmp_path / "out")]) == 1
+    assert re.search(r"out: not written, as it would not be \S+: the disk holds another", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from gguf_models import MODELS, Tiny
+from gguf_models import MODELS, Tiny, written
 from llama_cpp import LlamaCpp, loaded
 
 from data_gen.records import Turn
@@ -50,20 +50,8 @@ class Open(NamedTuple):
 
 
 def open_file(name: str, folder: pathlib.Path, quantisation: str) -> Iterator[Open]:
-    from wizard_jax.convert.gguf.export import export_gguf
-
     tiny = MODELS[name]
-    tokenizer = tiny.tokenizer(folder)
-    file = export_gguf(
-        tiny.config,
-        tokenizer,
-        tiny.read,
-        folder / "out",
-        name="tiny",
-        chat_format=tiny.chat_format,
-        quantisation=quantisation,  # type: ignore[arg-type]
-        card="",
-    )
+    file, tokenizer = written(tiny, folder, quantisation), tiny.tokenizer(folder)
     with loaded(file, context=256) as theirs:
         yield Open(tiny, tokenizer, theirs)
 

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chat_tokenizers import like_opt
 from fake_hub import FakeHub, Repo, fake_hub
 from tiny_flow import Flow
 
 from configs.folder import load_config
 from wizard_jax.convert.imported import ImportConfig
+from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.transfer import export_model
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +99,17 @@ def test_a_model_is_fetched_at_the_commit_that_its_branch_is_of_and_only_what_is
     exported = tmp_path / "hf"
     assert wizard("export", tmp_path / "again", exported, "--no-verify")[0] == 0
     assert 'base_model: "org/tiny"' in (exported / "README.md").read_text()
+
+
+def test_a_model_whose_tokenizer_is_gpt2s_two_files_is_fetched_with_both(
+    wizard: Wizard, hub: FakeHub, hf: Path, tmp_path: Path
+) -> None:
+    files = {name: (hf / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    like_opt(tmp_path)
+    hub.repos["org/two"] = Repo(files=files | {file.name: file.read_bytes() for file in tmp_path.iterdir()})
+    code, _, errors = wizard("import", "hf://org/two", tmp_path / "out")
+    assert code == 0, errors
+    assert Tokenizer(tmp_path / "out" / "tokenizer.json").sha256 == Tokenizer(tmp_path / "vocab.json").sha256
 
 
 REFUSED = {

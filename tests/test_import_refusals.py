@@ -98,6 +98,15 @@ def a_tensor_in_two_files_and_one_that_is_gone(folder: Path) -> None:
     save_file({UP: tensors[UP]}, folder / "model-2.safetensors")
 
 
+@spoilt("1 tensor(s)", f"dtype F4, not one of F32, F16, BF16: {NORM}")
+def weights_of_four_bits(folder: Path) -> None:
+    header, data = header_of(folder / WEIGHTS)
+    norm = header[NORM]
+    assert isinstance(norm, dict)
+    norm |= {"dtype": "F4", "shape": [16 * 8]}
+    with_header(folder / WEIGHTS, json.dumps(header), data)
+
+
 @spoilt("its header sets twice: model.norm.weight", "fetch it again")
 def a_header_that_sets_a_tensor_twice(folder: Path) -> None:
     header, data = header_of(folder / WEIGHTS)
@@ -241,6 +250,8 @@ PLACES = {
     "an export over something": (["export", "HF", "FULL"], "exists already; remove it"),
     "an export over itself": (["export", "HF", "HF"], "exists already; remove it"),
     "an export over a file": (["export", "HF", "FULL/mine.txt"], "exists already; remove it"),
+    "an export to where nothing can be": (["export", "HF", "/proc/none"], "/proc/none: can not be written: "),
+    "a bucket": (["import", "gs://bucket/model", "A"], "gs://bucket/model: is no local folder: copy it here first"),
     "no place": (["import", "HF"], "needs the folder to write: name it after the source"),
     "two places": (["import", "HF", "A", "--out", "B"], "name the folder to write once"),
     "a folder that is not there": (["import", "NONE", "A"], "config.json: no such file"),

@@ -70,13 +70,14 @@ def test_generate_answers_each_row_in_order_and_says_why_not(
         {"prompt": "Sort the list.", "id": 7},
         {"messages": [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "x"}]},
         {"prompt": "word " * 400},
-        {"messages": [{"role": "user", "content": "Reverse the words."}]},
+        {"messages": [{"role": "user", "content": "Reverse the words."}], "score": float("nan")},
     ]
     prompts, out = write(tmp_path / "prompts.jsonl", given), tmp_path / "deep" / "answers.jsonl"
     command = ["generate", str(flow.run), "--prompts", str(prompts), "--out", str(out), *SETTINGS]
     assert main(command) == 0
     found = rows(out)
-    assert [{name: row[name] for name in row if name not in prompt_file.OURS} for row in found] == given
+    kept = [{name: row[name] for name in row if name not in prompt_file.OURS} for row in found]
+    assert json.dumps(kept) == json.dumps(given)
     assert "nothing to answer" in found[1]["not_answered"]
     assert "max_new_tokens = 6" in found[2]["not_answered"]
     assert found[0]["ended"] in ("stop", "length")
@@ -163,9 +164,9 @@ def test_rows_that_are_no_prompts_are_named_before_anything_is_asked(
         (["generate", "RUN", "--prompts", "p", "--out", "OUT", "--rows", "0"], "--rows 0"),
         (["generate", "RUN", "--prompts", "p", "--out", "OUT", "--tensor", "99"], "--tensor 99"),
         (["serve", "RUN", "--host", "0.0.0.0"], "set WIZARD_SERVE_TOKEN"),
-        (["serve", "RUN", "--length", "9999"], "max_positions, 256"),
-        (["serve", "RUN", "--port", "70000"], "choose another --port"),
-        (["serve", "absent"], "absent does not exist"),
+        (["serve", "RUN", "--length", "9999", "--port", "0"], "max_positions, 256"),
+        (["serve", "absent", "--port", "70000"], "choose another --port"),
+        (["serve", "absent", "--port", "0"], "absent does not exist"),
         (["chat", "RUN", "--chat-format", "vicunia"], "did you mean vicuna"),
         (["chat", "RUN", "RUN", "RUN"], "one model or two, not 3"),
         (["chat", "RUN", "--set", "temperature=-1"], "temperature"),
@@ -220,7 +221,7 @@ def test_serve_says_where_answers_and_ends_when_it_is_told(flow: Flow) -> None:
     ) as server:
         try:
             assert server.stdout is not None
-            line = server.stdout.readline()
+            line = next(line for line in server.stdout if not line.startswith("compile "))
             assert line.startswith("mine listens on http://127.0.0.1:"), line
             body = {"model": "mine", "messages": [{"role": "user", "content": "Add."}], "max_tokens": 3}
             answer = httpx.post(f"{line.split()[3]}/chat/completions", json=body, timeout=60, trust_env=False)

@@ -117,6 +117,7 @@ def shares(**sampling: float) -> np.ndarray:
         ({"temperature": 1.0, "top_p": 0.7}, [0, 0.625, 0, 0.375]),
         ({"temperature": 1.0, "top_k": 3}, [0, 0.5 / 0.95, 0.15 / 0.95, 0.3 / 0.95]),
         ({"temperature": 1.0, "top_k": 2, "top_p": 0.6}, [0, 1, 0, 0]),
+        ({"temperature": 1.0, "top_p": 1e-60}, [0, 1, 0, 0]),
         ({"temperature": 1.0, "top_k": 9}, [0.05, 0.5, 0.15, 0.3]),
         ({"temperature": 0.05}, [0, 1, 0, 0]),
         ({"temperature": 0.0, "top_k": 3}, [0, 1, 0, 0]),

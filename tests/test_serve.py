@@ -227,6 +227,7 @@ def test_limits_of_bodies_methods_and_hosts(speaker: Speaker) -> None:
             assert get.headers["allow"] == "POST"
             strange = await client.get("/v1/models", headers={"Host": "evil.example:80"})
             assert strange.status_code == 403
+            assert (await client.get("/v1/models", headers={"Host": "LocalHost:80"})).status_code == 200
             assert (await client.get("/health")).json() == {"status": "ok", "unfinished": 0}
             models = (await client.get("/v1/models")).json()
             assert [one["id"] for one in models["data"]] == ["tiny"]
@@ -309,6 +310,8 @@ def test_completions_with_log_probabilities_echo_and_several_prompts(speaker: Sp
             assert nothing["choices"][0]["text"] == "the owl and the fox"
             assert nothing["usage"] == {"prompt_tokens": len(ids), "completion_tokens": 0, "total_tokens": len(ids)}
             # The prompt's, by the forward pass of one token more.
+            twice = await ask(prompt=ids, max_tokens=0, logprobs=1, echo=True, n=2)
+            assert twice["usage"]["prompt_tokens"] == len(ids)
             longer = await ask(prompt=ids[:-1], max_tokens=1, logprobs=20)
             best = longer["choices"][0]["logprobs"]["top_logprobs"][0]
             last = nothing["choices"][0]["logprobs"]

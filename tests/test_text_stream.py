@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+from chat_tokenizers import like_llama, like_llama3
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -87,3 +91,12 @@ def test_a_token_has_a_text_of_its_own(tokenizer: Tokenizer) -> None:
     assert token_text(tokenizer, tokenizer.eos_id) == "</s>"
     assert token_text(tokenizer, 3 + 0xC3) == "<0xC3>"
     assert token_text(tokenizer, 3 + ord("\n")) == "\n"
+
+
+@pytest.mark.parametrize("like", [like_llama, like_llama3])
+def test_ids_that_pad_a_models_vocabulary_say_nothing(tmp_path: Path, like: Callable[[Path], Path]) -> None:
+    tokenizer = Tokenizer(like(tmp_path))
+    ids, padding = tokenizer.encode("Hi there"), tokenizer.vocab_size + 3
+    assert tokenizer.decode([padding, *ids, padding]) == tokenizer.decode(ids)
+    assert "".join(pieces(tokenizer, [padding, *ids, padding])) == tokenizer.decode(ids)
+    assert tokenizer.piece(padding) == token_text(tokenizer, padding) == ""

@@ -198,11 +198,37 @@ def test_ends_that_the_config_names_go_before_those_of_the_model(tmp_path: pathl
         ({"500": {"content": "<x>", "rstrip": True}}, "the added token '<x>' has rstrip, which is not done here"),
         ({"x": {"content": "<x>"}}, "added_tokens_decoder has no content for 'x'"),
         ({"500": {}}, "added_tokens_decoder has no content for '500'"),
+        ({"500": "<x>"}, "added_tokens_decoder has no content for '500'"),
+        (["<x>"], "added_tokens_decoder is no JSON object"),
     ],
 )
-def test_added_tokens_that_can_not_be_are_refused(told: dict[str, Any], message: str, tmp_path: pathlib.Path) -> None:
+def test_added_tokens_that_can_not_be_are_refused(told: Any, message: str, tmp_path: pathlib.Path) -> None:
     file = like_llama(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": told}))
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer(file)
+
+
+@pytest.mark.parametrize(
+    ("like", "name", "content", "message"),
+    [
+        (like_llama, "added_tokens.json", {"<x>": "500"}, r"added_tokens.json: '500' is no id of '<x>'"),
+        (like_opt, "added_tokens.json", {"<x>": None}, r"added_tokens.json: None is no id of '<x>'"),
+        (like_opt, "vocab.json", {"a": 1.5}, r"vocab.json: 1.5 is no id of 'a'"),
+        (
+            like_llama,
+            "special_tokens_map.json",
+            {"additional_special_tokens": 1},
+            "additional_special_tokens is no list",
+        ),
+        (like_opt, "tokenizer_config.json", {"added_tokens_decoder": "x"}, "added_tokens_decoder is no JSON object"),
+    ],
+)
+def test_files_beside_a_tokenizer_that_hold_something_else_are_refused(
+    like: Callable[[pathlib.Path], pathlib.Path], name: str, content: Any, message: str, tmp_path: pathlib.Path
+) -> None:
+    file = like(tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(TokenizerError, match=message):
         Tokenizer(file)
 
@@ -215,6 +241,9 @@ def test_gpt2s_two_files_become_a_tokenizer_json(tmp_path: pathlib.Path) -> None
     merges = tmp_path / "merges.txt"
     merges.write_text(merges.read_text() + "zz yy\n")
     with pytest.raises(TokenizerError, match=r"merges what vocab.json does not have: 'zz yy'"):
+        Tokenizer(tmp_path / "vocab.json")
+    merges.write_bytes(b"\xff\xfe")
+    with pytest.raises(TokenizerError, match=r"merges what vocab.json does not have"):
         Tokenizer(tmp_path / "vocab.json")
     merges.unlink()
     with pytest.raises(TokenizerError, match=r"vocab.json has no merges.txt beside it"):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import load_file, save_file
 from tiny_flow import Flow
 
 from configs.errors import UserError
 from configs.folder import read_complete
 from wizard_jax.cli import main
-from wizard_jax.convert.importing import load_hf_params, read_model_config
+from wizard_jax.convert.importing import load_hf_params, read_chat_format, read_model_config
 from wizard_jax.runs import open_model
 from wizard_jax.tokenizer import train_tokenizer
 from wizard_jax.transfer import export_model, import_model
@@ -82,6 +84,23 @@ def test_the_model_comes_back_as_it_went(flow: Flow, exported: Path, tmp_path: P
     weights = "model.safetensors"
     assert (tmp_path / "again" / weights).read_bytes() == (exported / weights).read_bytes()
     assert f"imported from {exported}" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_the_chat_format_is_known_however_transformers_writes_its_template(exported: Path, tmp_path: Path) -> None:
+    file, alone = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.jinja"
+    config = json.loads((exported / "tokenizer_config.json").read_text())
+    template = config.pop("chat_template")
+    file.write_text(json.dumps(config))
+    assert read_chat_format(tmp_path) == ""
+    several = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": template}]
+    file.write_text(json.dumps({**config, "chat_template": several}))
+    assert read_chat_format(tmp_path) == "wizardlm_7b"
+    transformers.AutoTokenizer.from_pretrained(exported).save_pretrained(tmp_path)
+    assert alone.exists()
+    assert read_chat_format(tmp_path) == "wizardlm_7b"
+    file.write_text(json.dumps({**config, "chat_template": template}))
+    alone.write_text("another")
+    assert read_chat_format(tmp_path) == ""
 
 
 def test_a_model_without_a_chat_format_asks_for_one_and_keeps_it(exported: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from wizard_jax.progress import say
 
 if TYPE_CHECKING:
     from wizard_jax.data_verbs import Add
+    from wizard_jax.exported import Exported
 
 
 def add_convert_verbs(add: Add, *, local: Callable[[str], Path]) -> None:
@@ -63,20 +64,23 @@ def add_convert_verbs(add: Add, *, local: Callable[[str], Path]) -> None:
         action="store_const",
         const="tensors and logits",
         default="tensors and logits",
-        help="read every tensor back, and compare logits where memory allows (default)",
+        help="read every tensor back, and for merged compare logits where memory allows (default)",
     )
-    verify.add_argument("--no-verify", dest="verify", action="store_const", const="nothing", help="leave that out")
+    verify.add_argument(
+        "--no-verify", dest="verify", action="store_const", const="nothing", help="merged, peft: leave that out"
+    )
     export.add_argument("--push", default="", metavar="OWNER/NAME", help="and upload it to the Hugging Face Hub")
 
 
 def _import(arguments: argparse.Namespace) -> None:
+    from configs.errors import UserError
     from wizard_jax.doctor import check_platforms
     from wizard_jax.progress import show_progress
     from wizard_jax.transfer import import_model
 
     out = _place(arguments)
     if out is None:
-        raise _unplaced()
+        raise UserError("wizard import needs the folder to write: name it after the source")
     check_platforms()
     with show_progress("import") as progress:
         config = import_model(
@@ -107,6 +111,10 @@ def _export(arguments: argparse.Namespace) -> int | None:
         raise UserError("--dtype and --quantisation have no effect with --format gptq, which has 4 bits and float16")
     if arguments.format == "gguf" and (arguments.dtype or arguments.base_model):
         raise UserError("--dtype and --base-model have no effect with --format gguf: its type is --quantisation")
+    if arguments.format in ("gguf", "gptq") and arguments.verify == "nothing":
+        raise UserError(
+            f"--no-verify has no effect with --format {arguments.format}: what it writes is always read back"
+        )
     if arguments.base_model and arguments.format != "peft":
         raise UserError("--base-model is written into an adapter's folder: it goes with --format peft")
     if arguments.push:
@@ -141,38 +149,41 @@ def _export_folder(arguments: argparse.Namespace, out: Path) -> None:
         exported = export_peft(arguments.run, out, base_model=arguments.base_model, **told)
     else:
         exported = export_model(arguments.run, out, **told)
+    _tell(exported, "an adapter for peft" if arguments.format == "peft" else "a Hugging Face folder")
+
+
+def _tell(exported: Exported, kind: str) -> None:
+    if exported.was_there:
+        say(f"{exported.folder} holds this export already; when it was made:")
     for line in exported.checks:
         say(line)
-    say(f"{'an adapter for peft' if arguments.format == 'peft' else 'a Hugging Face folder'} in {out}")
+    say(f"{kind} in {exported.folder}")
 
 
 def _export_gptq(arguments: argparse.Namespace, out: Path) -> None:
-    from wizard_jax.deployment_gptq import export_gptq_model
+    from wizard_jax.deployment.gptq import export_gptq_model
+    from wizard_jax.progress import show_progress
 
     told = {"step": arguments.step, "chat_format": arguments.chat_format or "", "calibration": arguments.calibration}
     group = 128 if arguments.group_size is None else arguments.group_size
-    export_gptq_model(arguments.run, out, group=group, **told)
-    say(f"a Hugging Face folder in 4 bits in {out}")
+    with show_progress("export") as progress:
+        exported = export_gptq_model(arguments.run, out, group=group, progress=progress, **told)
+    _tell(exported, "a Hugging Face folder in 4 bits")
 
 
 def _export_gguf(arguments: argparse.Namespace, out: Path) -> None:
-    from configs.errors import UserError
     from wizard_jax.doctor import check_extra
 
-    if arguments.verify == "nothing":
-        raise UserError("--no-verify has no effect with --format gguf: what it writes is always read back")
     check_extra("gguf", asks="--format gguf")
-    from wizard_jax.deployment import export_gguf_model, quantise_line
+    from wizard_jax.deployment.gguf import export_gguf_model, gguf_file, quantise_line
 
     quantisation = arguments.quantisation or "F16"
     settings = {"step": arguments.step, "quantisation": quantisation, "chat_format": arguments.chat_format or ""}
-    file = export_gguf_model(arguments.run, out, **settings)
-    if file is None:
-        say(f"{out} holds it already")
-        return
-    say(f"{file}; for Ollama: ollama create NAME -f {out / 'Modelfile'}")
+    exported = export_gguf_model(arguments.run, out, **settings)
+    _tell(exported, "a GGUF file")
+    say(f"for Ollama: ollama create NAME -f {out / 'Modelfile'}")
     if quantisation != "Q8_0":
-        say(f"smaller: {quantise_line(file)}")
+        say(f"smaller: {quantise_line(gguf_file(out))}")
 
 
 def _place(arguments: argparse.Namespace) -> Path | None:
@@ -183,9 +194,3 @@ def _place(arguments: argparse.Namespace) -> Path | None:
         raise UserError(f"{arguments.place} and --out {arguments.out}: name the folder to write once")
     place: Path | None = arguments.place if arguments.out is None else arguments.out
     return place
-
-
-def _unplaced() -> Exception:
-    from configs.errors import UserError
-
-    return UserError("wizard import needs the folder to write: name it after the source")

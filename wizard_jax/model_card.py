@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from data_gen.config import AnswerConfig, EvolveConfig
 from data_gen.llm import simulated
 from wizard_jax.convert.hub import SCHEME
 from wizard_jax.convert.imported import ImportConfig
+from wizard_jax.data.audit import Audit
+from wizard_jax.data.packing import AUDIT
 from wizard_jax.model.lora import needs_qwix
 from wizard_jax.runs import FoundModel
 from wizard_jax.train.config import TrainConfig
@@ -28,7 +31,6 @@ _LICENSE = re.compile(r"\A---\n(?:(?!---\n).*\n)*?license: *[\"']?([\w.+-]+)", r
 class Evaluation:
     """What `wizard eval` found out about a run."""
 
-    folder: str
     task: str
     step: int | None
     scores: Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -43,8 +45,13 @@ def model_card(
     chat_format: str,
     checks: Sequence[str] = (),
     peft_base: str = "",
+    about: Sequence[str] = (),
+    library: str = "transformers",
 ) -> str:
     """The card of a model at a checkpoint; with `peft_base`, that of its adapter alone, which goes beside that base.
+
+    `about` are sentences on how the weights are written. `library` is what the hub says that they are loaded with; an
+    adapter by peft.
 
     `checks` are sentences on how the folder was verified.
     """
@@ -52,12 +59,20 @@ def model_card(
     base = _base_of(model)
     evaluations = list(_evaluations(model.path))
     lines = [
-        *_front_matter(model, base=peft_base or base, data=data, evaluations=evaluations, is_adapter=bool(peft_base))
+        *_front_matter(
+            model,
+            base=peft_base or base,
+            data=data,
+            evaluations=[found for found in evaluations if found.step == step],
+            library="peft" if peft_base else library,
+        )
     ]
     lines += ["", f"# {model.path.name}", "", *_first(model, dtype=dtype, chat_format=chat_format, peft_base=peft_base)]
+    lines += ["", *about] if about else []
     lines += _section("Checkpoint", [_trained_to(run, step=step)] if run is not None else [])
     lines += _section("Base", [_base_line(model, base=base)])
-    lines += _section("Data", [line for dataset in data for line in _data_lines(dataset)])
+    trained = _trained_lines(model, run) if run is not None else []
+    lines += _section("Data", [*trained, *(line for dataset in dict.fromkeys(data) for line in _data_lines(dataset))])
     lines += _section("Results", [*_losses(model), *_results(evaluations)])
     lines += _section("Checks", [f"- {check[0].upper()}{check[1:]}." for check in checks])
     lines += _section("Made with", _made_with(model))
@@ -70,15 +85,15 @@ def _section(heading: str, lines: Sequence[str]) -> list[str]:
 
 
 def _front_matter(
-    model: FoundModel, *, base: str, data: Sequence[Path], evaluations: Sequence[Evaluation], is_adapter: bool
+    model: FoundModel, *, base: str, data: Sequence[Path], evaluations: Sequence[Evaluation], library: str
 ) -> list[str]:
     """What the hub reads: YAML, in which every JSON text is one."""
     licenses = {_license(dataset) for dataset in data}
-    license_ = licenses.pop() if len(licenses) == 1 else ""
-    lines = ["---", f"library_name: {'peft' if is_adapter else 'transformers'}"]
+    license_ = licenses.pop() if len(licenses) == 1 and not model.untraced else ""
+    lines = ["---", f"library_name: {library}"]
     lines += [f"license: {license_}"] if license_ else ["# license: not stated; it depends on base, seeds and teacher"]
     hub_name = base.removeprefix(SCHEME).partition("@")[0] if base.startswith(SCHEME) else ""
-    if hub_name or is_adapter:
+    if hub_name or library == "peft":
         lines += [f"base_model: {json.dumps(hub_name or base)}"]
     lines += ["pipeline_tag: text-generation", "tags:", "- wizard_jax"]
     lines += ["- evol-instruct"] if any(_stage(dataset) == "evolve" for dataset in data) else []
@@ -155,6 +170,28 @@ def _added_line(told: ImportConfig) -> str:
     return line
 
 
+def _trained_lines(model: FoundModel, run: TrainConfig) -> list[str]:
+    """What a run took of its data sets, of which selections and held-out conversations leave a part."""
+    own = [member.dataset for member in run.data.members]
+    earlier = _names(model.trained_on[len(own) :])
+    before = [f"Runs that its weights come from were trained on {earlier}.", ""] if earlier else []
+    try:
+        audit = Audit.from_json((model.path / AUDIT).read_bytes())
+    except (OSError, ValueError, LookupError, TypeError):
+        return [f"How much of {_names(own)} was trained on is not known: {AUDIT} is missing or damaged.", "", *before]
+    rounds: Counter[int] = Counter()
+    for group in audit.groups:
+        rounds[group.round] += group.conversations
+    told = ", ".join(f"round {number}: {rounds[number]:,}" for number in sorted(rounds))
+    stats = audit.stats
+    epoch = f"{stats.conversations:,} conversations ({told}) with {stats.trained_tokens:,} trained tokens"
+    return [f"An epoch of its training had {epoch}, of {_names(own)}.", "", *before]
+
+
+def _names(datasets: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(f"`{_data_folder(Path(dataset)).name}`" for dataset in datasets))
+
+
 def _data_lines(dataset: Path) -> list[str]:
     """What is known of a data set: how many records, by which operations and models, under which license."""
     folder = _data_folder(dataset)
@@ -163,7 +200,7 @@ def _data_lines(dataset: Path) -> list[str]:
         return [f"Conversations of {dataset}. License: not stated.", ""]
     summary = read_complete(folder)
     models = ", ".join(summary["models"])
-    lines = [f"{summary['records']:,} conversations"]
+    lines = [f"`{folder.name}`: {summary['records']:,} conversations"]
     if stage == "evolve":
         config = load_config(EvolveConfig, folder)
         lines[0] += f", evolved in up to {config.rounds} rounds."
@@ -234,7 +271,7 @@ def _evaluations(run: Path) -> Iterator[Evaluation]:
         for told in results["models"].values():
             if "step" in told and Path(told["model"]).resolve() == run.resolve():
                 scores = told["bands"] or {"all items": told["scores"]}
-                yield Evaluation(folder=folder.name, task=results["task"]["name"], step=told["step"], scores=scores)
+                yield Evaluation(task=results["task"]["name"], step=told["step"], scores=scores)
 
 
 def _made_with(model: FoundModel) -> list[str]:

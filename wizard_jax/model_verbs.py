@@ -149,11 +149,10 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 def _serve(arguments: argparse.Namespace) -> None:
     from wizard_jax.doctor import check_platforms
-    from wizard_jax.progress import say
     from wizard_jax.serve.app import Limits
-    from wizard_jax.serve.server import checked, run_server, token_for
+    from wizard_jax.serve.server import check_address, run_server
 
-    token_for(arguments.host)  # before a model is read for minutes
+    check_address(arguments.host, arguments.port)  # before a model is read for minutes
     check_platforms()
     mesh = _mesh(arguments.tensor)
     speaker, _ = _speaker(arguments.model, arguments, mesh=mesh, name=arguments.name)
@@ -163,8 +162,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         queue=arguments.queue,
         body_bytes=arguments.body_bytes,
     )
-    checked(limits, speaker)
-    run_server(speaker, limits=limits, host=arguments.host, port=arguments.port, mesh=mesh, say=say)
+    run_server(speaker, limits=limits, host=arguments.host, port=arguments.port, mesh=mesh)
 
 
 def _chat(arguments: argparse.Namespace) -> None:

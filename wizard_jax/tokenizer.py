@@ -111,11 +111,12 @@ class Tokenizer:
         return self._engine.encode_continuation(_unicode(text))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; control ids have none, bytes that are no UTF-8 become U+FFFD."""
+        """The text of ids; control ids have none, nor has what pads a model's vocabulary; bytes that are no UTF-8
+        become U+FFFD."""
         return self._engine.decode([int(token) for token in ids])
 
     def piece(self, token: int) -> str:
-        """The piece that an id stands for, for showing to people."""
+        """The piece that an id stands for, for showing to people; "" if it stands for none."""
         return self._engine.piece(token)
 
 

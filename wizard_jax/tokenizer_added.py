@@ -24,7 +24,10 @@ def with_special(files: Mapping[str, bytes], contents: Sequence[str], *, first: 
 
 
 def _in_json(content: bytes, contents: Sequence[str], *, first: int) -> bytes:
-    tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+    except Exception as error:  # it raises nothing narrower
+        raise TokenizerError(f"this {JSON} can not be read whole, and is to be written again: {error}") from error
     tokenizer.add_special_tokens([tokenizers.AddedToken(one, special=True, normalized=False) for one in contents])
     given = [tokenizer.token_to_id(one) for one in contents]
     if given != list(range(first, first + len(contents))):

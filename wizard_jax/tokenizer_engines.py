@@ -96,11 +96,13 @@ class SentencePieceEngine:
             if is_added:
                 parts += [self.added[token].content for token in run if not self.added[token].special]
             else:
-                parts.append(str(self._processor.decode(list(run))))
+                parts.append(str(self._processor.decode([token for token in run if token < self._pieces])))
         return "".join(parts)
 
     def piece(self, token: int) -> str:
-        return self.added[token].content if token in self.added else str(self._processor.id_to_piece(token))
+        if token in self.added:
+            return self.added[token].content
+        return str(self._processor.id_to_piece(token)) if token < self._pieces else ""
 
     def id_of(self, piece: str) -> int | None:
         token = self._ids.get(piece, int(self._processor.piece_to_id(piece)))
@@ -230,7 +232,7 @@ class JsonEngine:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def piece(self, token: int) -> str:
-        return str(self._tokenizer.id_to_token(token))
+        return self._tokenizer.id_to_token(token) or ""
 
     def id_of(self, piece: str) -> int | None:
         token: int | None = self._tokenizer.token_to_id(piece)

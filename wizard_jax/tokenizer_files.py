@@ -72,8 +72,8 @@ def as_object(content: bytes, *, name: str) -> dict[str, Any]:
 def added_tokens(config: Mapping[str, Any], *, name: str) -> dict[int, AddedToken]:
     """Of a config's `added_tokens_decoder`, by id. Raises TokenizerError."""
     found = {}
-    for token, told in (config.get("added_tokens_decoder") or {}).items():
-        if not str(token).isdecimal() or not content_of(told):
+    for token, told in _decoder_of(config, name=name).items():
+        if not str(token).isdecimal() or not isinstance(told, dict) or not content_of(told):
             raise TokenizerError(f"{JSON_CONFIG} beside {name}: added_tokens_decoder has no content for {token!r}")
         strips = [side for side in ("lstrip", "rstrip", "single_word") if told.get(side)]
         if strips and not told.get("special"):
@@ -83,6 +83,14 @@ def added_tokens(config: Mapping[str, Any], *, name: str) -> dict[int, AddedToke
             )
         found[int(token)] = AddedToken(content=content_of(told), special=bool(told.get("special")))
     return found
+
+
+def _decoder_of(config: Mapping[str, Any], *, name: str) -> dict[str, Any]:
+    """Raises TokenizerError: it is no object."""
+    decoder = config.get("added_tokens_decoder")
+    if decoder is not None and not isinstance(decoder, dict):
+        raise TokenizerError(f"{JSON_CONFIG} beside {name}: added_tokens_decoder is no JSON object: copy it again")
+    return decoder or {}
 
 
 def as_decoder(added: Mapping[int, AddedToken]) -> dict[str, dict[str, Any]]:
@@ -96,14 +104,26 @@ def _beside(file: pathlib.Path, name: str) -> dict[str, Any]:
     return as_object(beside.read_bytes(), name=str(beside)) if beside.is_file() else {}
 
 
+def _ids_beside(file: pathlib.Path, name: str) -> dict[str, int]:
+    """Of a file that gives each token its id. Raises TokenizerError: an id that is none."""
+    ids = _beside(file, name)
+    wrong = [token for token, number in ids.items() if type(number) is not int or number < 0]
+    if wrong:
+        raise TokenizerError(f"{file.with_name(name)}: {ids[wrong[0]]!r} is no id of {wrong[0]!r}: copy it again")
+    return ids
+
+
 def _beside_sentencepiece(file: pathlib.Path) -> bytes:
     """Ends and added tokens, of the files in which transformers writes them down."""
     config = _beside(file, JSON_CONFIG)
-    decoder = dict(config.get("added_tokens_decoder") or {})
+    decoder = dict(_decoder_of(config, name=str(file)))
     named = _beside(file, SPECIAL_MAP) | {key: value for key, value in config.items() if key in NAMES and value}
     special = {content_of(named.get(key)) for key in NAMES}
-    special |= {content_of(token) for token in named.get("additional_special_tokens") or ()}
-    for content, token in _beside(file, ADDED).items():
+    others = named.get("additional_special_tokens") or []
+    if not isinstance(others, list):
+        raise TokenizerError(f"{file.with_name(SPECIAL_MAP)}: additional_special_tokens is no list: copy it again")
+    special |= {content_of(token) for token in others}
+    for content, token in _ids_beside(file, ADDED).items():
         decoder.setdefault(str(token), {"content": content, "special": content in special})
     ends = {key: content_of(config.get(key)) for key in NAMES[:2] if content_of(config.get(key))}
     return json.dumps({**ends, "added_tokens_decoder": decoder}, ensure_ascii=False, sort_keys=True).encode()
@@ -111,11 +131,11 @@ def _beside_sentencepiece(file: pathlib.Path) -> bytes:
 
 def _of_gpt2(file: pathlib.Path) -> bytes:
     """The tokenizer.json that a vocab.json and a merges.txt stand for, as transformers makes it of them."""
-    pieces = _beside(file, PIECES)
+    pieces = _ids_beside(file, PIECES)
     merges = file.with_name(MERGES)
     if not merges.is_file():
         raise TokenizerError(f"{file} has no {MERGES} beside it: put the one of this model there")
-    lines = merges.read_text(encoding="utf-8").split("\n")
+    lines = merges.read_bytes().decode(errors="replace").split("\n")
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     wrong = [pair for pair in pairs if len(pair) != 2 or "".join(pair) not in pieces]
     if wrong:
@@ -123,7 +143,7 @@ def _of_gpt2(file: pathlib.Path) -> bytes:
     config = _beside(file, JSON_CONFIG)
     named = _beside(file, SPECIAL_MAP) | {key: value for key, value in config.items() if value}
     added = {token.content: i for i, token in added_tokens(config, name=str(file)).items()}
-    added |= _beside(file, ADDED)
+    added |= _ids_beside(file, ADDED)
     special = dict.fromkeys(content for key in NAMES if (content := content_of(named.get(key))))
     for content in special:
         added.setdefault(content, pieces.get(content, max([*pieces.values(), *added.values()]) + 1))

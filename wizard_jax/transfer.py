@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +18,15 @@ from configs.errors import UserError
 from configs.folder import IDENTITY, load_config, open_stage, read_identity
 from wizard_jax.chat import check_tokenizer, get_format
 from wizard_jax.convert import hub, imported, importing
-from wizard_jax.convert.export import CARD, Dtype, Places, Weights, from_layers, from_tensors, put_array, write_model
+from wizard_jax.convert.export import Dtype, Places, Weights, from_layers, from_tensors, put_array, write_model
 from wizard_jax.convert.imported import ImportConfig
 from wizard_jax.convert.inventory import INDEX, check_own, read_tensors
-from wizard_jax.convert.new_folder import check_free, new_folder, write_bytes, write_json
+from wizard_jax.convert.new_folder import new_folder, write_bytes
 from wizard_jax.convert.peft import write_adapter
 from wizard_jax.convert.resizing import grown_config, grown_index, padded_size, vocabulary_growth
 from wizard_jax.convert.safetensors_file import Written
 from wizard_jax.convert.verify import verify_logits, verify_tensors, verify_written
+from wizard_jax.exported import Exported, finish, finished, made_from
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.decoder import Params, count_params
 from wizard_jax.model_card import model_card
@@ -40,8 +40,6 @@ from wizard_jax.train.source import CHECKPOINTS, abstract_on, merged_params, res
 _log = logging.getLogger(__name__)
 
 Verify = Literal["tensors and logits", "tensors", "nothing"]
-MARK = "export.json"
-"""What an exported folder was made from, so that the same export is not made twice."""
 _SMALL = (INDEX, "generation_config.json")
 
 
@@ -65,6 +63,10 @@ def import_model(
         infinity, or `out` is taken.
     """
     named = hub.find(str(source)) if str(source).startswith(hub.SCHEME) else None
+    if named is None and "://" in str(source):
+        raise UserError(
+            f"{source}: is no local folder: copy it here first, or name a model of the hub ({hub.SCHEME}...)"
+        )
     folder = epath.Path(source) if named is None else epath.Path(hub.fetch(named))
     if Path(folder).resolve() == out.resolve():
         raise UserError(f"{source}: is source and --out in one: choose another --out")
@@ -108,15 +110,6 @@ def import_model(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
-    """A finished export."""
-
-    folder: Path
-    checks: tuple[str, ...]
-    """Sentences on how it was verified, now or when it was made."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Opened:
     """The weights of a model at a checkpoint, ready to be read."""
 
@@ -147,12 +140,25 @@ def export_model(
     chat_format = known_format(found, chat_format)
     check_tokenizer(get_format(chat_format), found.tokenizer)
     opened = _open_weights(found, step=step)
-    mark = _mark(found, opened, dtype=dtype, chat_format=chat_format, kind="merged")
-    if (done := _done(out, mark)) is not None:
+    mark = made_from(
+        found,
+        step=opened.step,
+        weights_sha256=opened.sha256,
+        dtype=dtype,
+        chat_format=chat_format,
+        kind="merged",
+    )
+    if (done := finished(out, mark)) is not None:
         return done
     with new_folder(out) as folder:
         written = write_model(
-            folder, opened.weights, found.config, found.tokenizer, chat_format=chat_format, dtype=dtype
+            folder,
+            opened.weights,
+            found.config,
+            found.tokenizer,
+            chat_format=chat_format,
+            dtype=dtype,
+            read_back=verify != "nothing",
         )
         checks = [] if verify == "nothing" else [verify_tensors(folder, written, found.config)]
         if verify == "tensors and logits":
@@ -162,7 +168,7 @@ def export_model(
 
             checks.append(verify_logits(folder, found.config, reference, dtype=dtype))
         card = model_card(found, step=opened.step, dtype=dtype, chat_format=chat_format, checks=checks)
-        _finish(folder, card=card, mark=mark, checks=checks)
+        finish(folder, card=card, mark=mark, checks=checks)
     return Exported(folder=out, checks=tuple(checks))
 
 
@@ -230,16 +236,15 @@ def export_peft(
     trained = restore_adapter(run, model=found.config, adapter=adapter, step=at).trees[PARAMS]
     base = base_model or _imported_from(init)
     chat_format = known_format(found, chat_format)
-    opened = _Opened(weights=lambda *_: None, step=at, sha256="")
-    mark = {**_mark(found, opened, dtype=dtype, chat_format=chat_format, kind="peft"), "base": base}
-    if (done := _done(out, mark)) is not None:
+    mark = made_from(found, step=at, weights_sha256="", dtype=dtype, chat_format=chat_format, kind="peft", base=base)
+    if (done := finished(out, mark)) is not None:
         return done
     told: dict[str, Any] = {"base_model": base, "chat_format": chat_format, "dtype": dtype}
     with new_folder(out) as folder:
         written = write_adapter(folder, trained, found.config, adapter, found.tokenizer, **told)
         checks = [] if verify == "nothing" else [verify_written(written)]
         card = model_card(found, step=at, dtype=dtype, chat_format=chat_format, checks=checks, peft_base=base)
-        _finish(folder, card=card, mark=mark, checks=checks)
+        finish(folder, card=card, mark=mark, checks=checks)
     return Exported(folder=out, checks=tuple(checks))
 
 
@@ -262,33 +267,3 @@ def _imported_from(init: FromCheckpoint) -> str:
         f"{path}, which the adapter was trained beside, was not imported from a Hugging Face folder: name that of its "
         "export by --base-model, or leave --format out, which writes base and adapter in one"
     )
-
-
-def _mark(found: FoundModel, opened: _Opened, *, dtype: str, chat_format: str, kind: str) -> dict[str, Any]:
-    """What makes an export what it is."""
-    return {
-        "identity": read_identity(found.path).identity if found.stage else "",
-        "step": opened.step,
-        "weights_sha256": opened.sha256,
-        "tokenizer_sha256": found.tokenizer.sha256,
-        "format": kind,
-        "dtype": dtype,
-        "chat_format": chat_format,
-    }
-
-
-def _done(out: Path, mark: Mapping[str, Any]) -> Exported | None:
-    """The export that is there already; None where there is none. Raises ConversionError: there is something else."""
-    try:
-        told = json.loads((out / MARK).read_text())
-        if told["made_from"] == mark and mark["identity"]:  # a bare folder may hold other weights by now
-            return Exported(folder=out, checks=tuple(told["checks"]))
-    except (OSError, ValueError, LookupError, TypeError):
-        pass
-    check_free(out)
-    return None
-
-
-def _finish(folder: Path, *, card: str, mark: Mapping[str, Any], checks: Sequence[str]) -> None:
-    write_bytes(folder / CARD, card.encode())
-    write_json(folder / MARK, {"made_from": dict(mark), "checks": list(checks)})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
+
+import jax
+import numpy as np
 
 from configs.schema import fields_of
 from wizard_jax.convert.families.family import Family
@@ -17,9 +20,9 @@ from wizard_jax.convert.families.opt import OPT
 from wizard_jax.convert.families.qwen2 import QWEN2
 from wizard_jax.convert.families.qwen3 import QWEN3
 from wizard_jax.convert.raw_config import RawConfig
-from wizard_jax.convert.tensors import ConversionError, Place, placed
+from wizard_jax.convert.tensors import Array, ConversionError, Place, at, placed
 from wizard_jax.model.config import ModelConfig, ModelConfigError
-from wizard_jax.model.decoder import abstract_params
+from wizard_jax.model.decoder import Params, abstract_params
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, OPT, GPT_BIGCODE)}
@@ -31,13 +34,23 @@ def read_config(raw: RawConfig) -> ModelConfig:
     architectures = raw.values.get("architectures")
     known = {family.architecture: family for family in FAMILIES.values()}
     name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else None
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
         hint = f"; the nearest is {near[0]}" if near else ""
         raise ConversionError(
             f"{raw.path}: architectures is {architectures!r}; these can be imported: {', '.join(known)}{hint}"
         )
-    raw.only(quantization_config=(None,))
+    kind = raw.values.get("model_type")
+    if kind not in (None, known[name].name):  # by which transformers goes
+        raise ConversionError(
+            f"{raw.path}: architectures is {architectures!r}, whose model_type is {known[name].name!r}, yet model_type "
+            f"is {kind!r}: correct the one that is wrong"
+        )
+    if raw.values.get("quantization_config") is not None:
+        raise ConversionError(
+            f"{raw.path}: quantization_config: its weights are quantised, and only whole ones are read: give the "
+            "model that they were made of, or dequantise them where you have what reads them"
+        )
     try:
         return known[name].read(raw)
     except ModelConfigError as error:
@@ -75,3 +88,15 @@ def family_of(model: ModelConfig) -> Family:
 def places(model: ModelConfig) -> dict[str, tuple[Place, ...]]:
     """Every tensor of a model as Hugging Face stores it, and where its rows live in our tree."""
     return placed(family_of(model).table, abstract_params(model), layers=model.n_layers)
+
+
+def tree_of(model: ModelConfig, stored: Iterable[tuple[str, Array]]) -> Params:
+    """The parameters, float32, of all tensors of a model by name as Hugging Face stores them."""
+    params: Params = jax.tree.map(lambda array: np.empty(array.shape, np.float32), abstract_params(model))
+    where = places(model)
+    for name, values in stored:
+        for place in where[name]:
+            whole: Any = at(params, place.path)
+            target = whole if place.layer is None else whole[place.layer]
+            target[...] = place.read(values, tuple(slice(0, size) for size in place.shape))
+    return params

@@ -77,6 +77,7 @@ def write_model(
     chat_format: str,
     dtype: Dtype,
     max_shard_bytes: int = 5 * GIB,
+    read_back: bool = True,
 ) -> Written:
     """Write all files of a Hugging Face folder but its card, with as much in memory as `weights` puts at a time.
 
@@ -87,7 +88,7 @@ def write_model(
     shards = _plan_shards(places, dtype=dtype, limit=max_shard_bytes)
     total = sum(_bytes(shape, dtype) for shard in shards.values() for shape in shard.values())
     check_room(folder, total)
-    with Written(folder, shards, dtype=dtype) as written:
+    with Written(folder, shards, dtype=dtype, read_back=read_back) as written:
         weights(places, written)
     if len(shards) > 1:
         weight_map = {tensor: name for name, shard in shards.items() for tensor in shard}

@@ -24,6 +24,9 @@ FETCHED = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
 )

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -30,8 +30,9 @@ from configs.loader import setting
 from configs.parsing import format_binding
 from configs.trees import entries
 from wizard_jax.convert.inventory import Folder, weight_files
+from wizard_jax.convert.read_back import ReadBack
 from wizard_jax.convert.resizing import Chunk, Growth, grown_file, grown_size
-from wizard_jax.convert.safetensors_file import FLOATS, Stored, all_finite, checksum, reopened
+from wizard_jax.convert.safetensors_file import FLOATS, Stored, all_finite
 from wizard_jax.convert.tensors import ConversionError
 from wizard_jax.hosts.group import ALONE, Hosts
 from wizard_jax.model.config import ModelConfig
@@ -87,20 +88,9 @@ def copy_weights(stored: Mapping[str, Stored], out: Path, *, growth: Growth | No
         copied += more
         progress(copied, total, {})
 
-    def note(waiting: Future[dict[str, Any]], name: str) -> None:
-        done[name] = waiting.result()
+    for file in missing:
+        done[file.name] = _copy(file, contents[file.name][1], out / file.name, tell=tell)
         write_atomically(out / MANIFEST, json.dumps({"files": done}, indent=1, sort_keys=True) + "\n")
-
-    with ThreadPoolExecutor(1, "read-back") as reading:
-        before: tuple[Future[dict[str, Any]], str] | None = None
-        for file in missing:
-            partial = out / f".{file.name}.partial"
-            told = _copy(file, contents[file.name][1], partial, tell=tell)
-            if before is not None:
-                note(*before)
-            before = reading.submit(_settle, partial, out / file.name, told), file.name
-        if before is not None:
-            note(*before)
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -156,24 +146,30 @@ def _seen(file: epath.Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _copy(file: epath.Path, chunks: Iterable[Chunk], partial: Path, *, tell: Callable[[int], None]) -> dict[str, Any]:
-    """Writes what a file is to hold; returns what the copy must be.
+def _copy(file: epath.Path, chunks: Iterable[Chunk], copy: Path, *, tell: Callable[[int], None]) -> dict[str, Any]:
+    """Writes what a file is to hold, makes it durable, and gives it its name when the disk holds it; what it is.
 
-    Raises NotFinite, which names all such tensors of it.
+    Raises NotFinite, which names all such tensors of it; ConversionError: the disk holds something else.
     """
-    seen = _seen(file)
+    seen, partial = _seen(file), copy.with_name(f".{copy.name}.partial")
     crc, size, broken = 0, 0, []
-    with naming(partial), open(partial, "wb", buffering=0) as copy:
+    with naming(copy), open(partial, "wb", buffering=0) as written, closing(ReadBack(partial)) as back:
         for tensor, chunk in chunks:
             if tensor is not None and tensor.name not in broken and not _finite(chunk, tensor):
                 broken.append(tensor.name)
             crc = google_crc32c.extend(crc, chunk)
-            _write_all(copy, memoryview(chunk))
+            _write_all(written, memoryview(chunk))
+            back.wrote(copy.name, size, memoryview(chunk))
             size += len(chunk)
             tell(len(chunk))
-    if broken:
-        lines = [f"{file}: {len(broken)} tensor(s) hold NaN or infinity, and nothing can be made of them:", *broken]
-        raise NotFinite("\n  ".join(lines))
+        if broken:
+            lines = [f"{file}: {len(broken)} tensor(s) hold NaN or infinity, and nothing can be made of them:", *broken]
+            raise NotFinite("\n  ".join(lines))
+        os.fsync(written.fileno())
+        if back.differing():
+            raise ConversionError(f"{copy}: the disk holds other bytes than were written: do not trust it, use another")
+    os.replace(partial, copy)
+    fsync_folder(copy.parent)
     return {"source": seen, "bytes": size, "crc32c": crc}
 
 
@@ -216,19 +212,6 @@ def _finite(chunk: bytes, tensor: Stored) -> bool:
 def _write_all(file: FileIO, data: memoryview) -> None:
     while data:
         data = data[file.write(data) :]
-
-
-def _settle(partial: Path, copy: Path, told: dict[str, Any]) -> dict[str, Any]:
-    """Makes a copy durable, reads it back from the disk, and gives it its name."""
-    with naming(copy), open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    with reopened(partial) as written:
-        found = checksum(written, 0, told["bytes"])
-    if found != told["crc32c"]:
-        raise ConversionError(f"{copy}: the disk holds other bytes than were written: do not trust it, use another")
-    os.replace(partial, copy)
-    fsync_folder(copy.parent)
-    return told
 
 
 def _damage_of(file: epath.Path, told: Mapping[str, Any]) -> str | None:

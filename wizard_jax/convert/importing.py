@@ -12,12 +12,14 @@ from etils import epath
 
 from wizard_jax.chat import CHAT_FORMATS
 from wizard_jax.convert import architectures
-from wizard_jax.convert.inventory import Folder, read_json, read_tensors
+from wizard_jax.convert.inventory import Folder, check_own, read_json, read_tensors
 from wizard_jax.convert.raw_config import RawConfig
 from wizard_jax.convert.safetensors_file import Stored
 from wizard_jax.convert.tensors import Array, Path, Place
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
+
+TEMPLATE = "chat_template.jinja"
 
 Convert = Callable[[Path, jax.Array], Any]
 """What becomes of an array, by its path."""
@@ -32,10 +34,17 @@ def read_model_config(folder: Folder) -> ModelConfig:
 def read_chat_format(folder: Folder) -> str:
     """The name of the chat format whose template a folder's tokenizer carries; '' for none or another's.
 
-    Raises ConversionError.
+    As in transformers, the template's own file goes before tokenizer_config.json. Raises ConversionError.
     """
-    file = epath.Path(folder) / "tokenizer_config.json"
-    template = read_json(file).get("chat_template") if file.exists() else None
+    at = epath.Path(folder)
+    config, file = at / "tokenizer_config.json", at / TEMPLATE
+    template = read_json(config).get("chat_template") if config.exists() else None
+    if isinstance(template, list):  # of several, by name
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    if file.exists():
+        check_own(at, [TEMPLATE])
+        template = file.read_bytes().decode(errors="replace")
     return next((name for name, known in CHAT_FORMATS.items() if known.template == template), "")
 
 
@@ -52,10 +61,9 @@ def load_hf_params(
     Each device's part is read by itself, one layer's tensor at a time. With `convert`, each array becomes what
     `convert(path, array)` makes of it before the next is read. Raises ConversionError as `read_tensors` does.
     """
-    places = architectures.places(config)
-    stored = read_tensors(folder, config, places=places)
+    stored = read_tensors(folder, config)
     sources: dict[Path, list[tuple[Stored, Place]]] = {}
-    for name, rows in places.items():
+    for name, rows in architectures.places(config).items():
         for place in rows:
             sources.setdefault(place.path, []).append((stored[name], place))
 

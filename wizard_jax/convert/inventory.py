@@ -13,7 +13,7 @@ from etils import epath
 
 from wizard_jax.convert import architectures
 from wizard_jax.convert.safetensors_file import FLOATS, Stored, read_header
-from wizard_jax.convert.tensors import ConversionError, Place, stored_shape
+from wizard_jax.convert.tensors import ConversionError, stored_shape
 from wizard_jax.model.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
@@ -23,16 +23,18 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 Folder = str | os.PathLike[str]
 
 
-def read_tensors(
-    folder: Folder, config: ModelConfig, *, places: Mapping[str, tuple[Place, ...]] | None = None
-) -> dict[str, Stored]:
-    """Every tensor of a folder by name; those of `places` (all of the model) are there, as `config` has them.
+def read_tensors(folder: Folder, config: ModelConfig) -> dict[str, Stored]:
+    """Every tensor of a folder by name; all of the model are there, as `config` has them.
 
     Raises ConversionError, which lists all that are missing, unknown, doubly set, or of another shape or dtype.
     """
     at = epath.Path(folder)
-    places = architectures.places(config) if places is None else places
     stored, wrong = _inventory(at)
+    if config.n_layers > len(stored):  # whose names alone could fill the memory
+        raise ConversionError(
+            f"{at}: config.json says {config.n_layers:,} layers, and there are {len(stored):,} tensors"
+        )
+    places = architectures.places(config)
     family = architectures.family_of(config)
     tied_head = family.tensor_of("unembed") if config.tied_embeddings else None
     wrong += [f"missing: {name}" for name in places if name not in stored]
@@ -40,10 +42,10 @@ def read_tensors(
         if name not in places:
             if not name.endswith(family.buffers) and name != tied_head:
                 wrong.append(f"unknown: {name} {list(tensor.shape)}")
-        elif tensor.shape != (shape := stored_shape(places[name])):
-            wrong.append(f"shape {list(tensor.shape)} where the config says {list(shape)}: {name}")
         elif tensor.dtype not in FLOATS:
             wrong.append(f"dtype {tensor.dtype}, not one of {', '.join(FLOATS)}: {name}")
+        elif tensor.shape != (shape := stored_shape(places[name])):
+            wrong.append(f"shape {list(tensor.shape)} where the config says {list(shape)}: {name}")
     if wrong:
         raise ConversionError(_lines(at, wrong))
     if tied_head in stored:
@@ -63,7 +65,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         raw = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ConversionError(f"{path}: no such file; give a Hugging Face folder of a model") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConversionError(f"{path}: is not JSON ({error})") from error
     if not isinstance(raw, dict):
         raise ConversionError(f"{path}: is not a JSON object")

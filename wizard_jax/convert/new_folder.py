@@ -25,7 +25,10 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(out)
     check_free(target)
     partial = target.with_name(f".{target.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConversionError(f"{target}: can not be written: {error.strerror}; choose another --out") from error
     with _locked(partial, target):
         for left in partial.iterdir():
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from wizard_jax.convert.tensors import ConversionError
-from wizard_jax.model.rope import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from wizard_jax.model.rope import LinearScaling, Llama3Scaling, RopeError, RopeScaling, YarnScaling
 
 _ORIGINAL = "original_max_position_embeddings"
 _SCALINGS: Mapping[str, tuple[type[RopeScaling], dict[str, str]]] = {
@@ -68,7 +69,7 @@ class RawConfig:
 
     def activation(self, default: str) -> Mlp:
         name = self.values.get("activation_function", default)
-        if name not in ACTIVATIONS:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
             raise ConversionError(
                 f"{self.path}: not supported: activation_function = {name!r}; it may be {', '.join(ACTIVATIONS)}"
             )
@@ -82,39 +83,49 @@ class RawConfig:
             raise ConversionError(f"{self.path}: not supported: {'; '.join(wrong)}")
 
     def rope(self) -> tuple[float, RopeScaling | None]:
-        """The base of the frequencies, and how they are scaled: of `rope_parameters`, or of the older two settings."""
+        """The base of the frequencies, and how they are scaled: of `rope_parameters`, or of the older two settings.
+
+        As in transformers, the original length is `max_position_embeddings` where none is told.
+        """
         told = self._rope_told()
         theta = self._number("rope_theta", told.pop("rope_theta", self.values.get("rope_theta", 10_000.0)))
         kind = told.pop("rope_type", "default")
         if told.get("partial_rotary_factor", 1.0) == 1.0:
             told.pop("partial_rotary_factor", None)
-        made, names = (None, {}) if kind == "default" else _SCALINGS.get(kind, (None, None))
-        wrong = [] if names is not None else [f"rope_type = {kind!r}"]
-        wrong += [f"{name} = {value!r}" for name, value in told.items() if names is not None and name not in names]
-        if wrong or names is None:
-            known = ", ".join(("default", *_SCALINGS))
-            raise ConversionError(
-                f"{self.path}: not supported: in rope_parameters {'; '.join(wrong)}; rope_type may be {known}"
-            )
-        if made is None:
+        if kind == "default" and not told:
             return theta, None
-        missing = sorted({"factor", _ORIGINAL} & names.keys() - told.keys())
+        if not isinstance(kind, str) or kind not in _SCALINGS:
+            wrong = told if kind == "default" else {"rope_type": kind}
+        else:
+            wrong = {name: value for name, value in told.items() if name not in _SCALINGS[kind][1]}
+        if wrong:
+            listed = "; ".join(f"{name} = {value!r}" for name, value in wrong.items())
+            kinds = ", ".join(("default", *_SCALINGS))
+            raise ConversionError(f"{self.path}: not supported: in rope_parameters {listed}; rope_type may be {kinds}")
+        return theta, self._scaling(kind, told)
+
+    def _scaling(self, kind: str, told: Mapping[str, Any]) -> RopeScaling:
+        made, names = _SCALINGS[kind]
+        numbers: dict[str, Any] = {names[name]: self._number(name, value) for name, value in told.items()}
+        if _ORIGINAL in names:
+            longest = self.values.get("max_position_embeddings")
+            numbers["original_positions"] = RawConfig(told, path=self.path).integer(_ORIGINAL, longest)
+        needed = {field.name for field in dataclasses.fields(made) if field.default is dataclasses.MISSING}
+        missing = [there for there, here in names.items() if here in needed - numbers.keys()]
         if missing:
             raise ConversionError(f"{self.path}: rope_parameters of type {kind!r} lacks {', '.join(missing)}")
-        numbers: dict[str, Any] = {
-            names[name]: self._number(name, value) for name, value in told.items() if value is not None
-        }
-        if "original_positions" in numbers:
-            numbers["original_positions"] = int(numbers["original_positions"])
         try:
-            return theta, made(**numbers)
-        except (TypeError, ValueError) as error:
-            raise ConversionError(f"{self.path}: rope_parameters of type {kind!r}: {error}") from error
+            return made(**numbers)
+        except RopeError as error:
+            raise ConversionError(f"{self.path}: {error}") from error
 
     def _rope_told(self) -> dict[str, Any]:
         told: dict[str, Any] = {}
         for setting in ("rope_scaling", "rope_parameters"):
-            given = dict(self.values.get(setting) or {})
+            found = {} if self.values.get(setting) is None else self.values[setting]
+            if not isinstance(found, dict):
+                raise ConversionError(f"{self.path}: {setting} = {found!r}: must be an object")
+            given = {name: value for name, value in found.items() if value is not None}
             if "type" in given:  # as it was called first
                 given.setdefault("rope_type", given.pop("type"))
             differ = [name for name, value in given.items() if told.get(name, value) != value]
@@ -126,9 +137,12 @@ class RawConfig:
         return told
 
     def _number(self, name: str, value: Any) -> float:
-        if type(value) not in (int, float):
-            raise ConversionError(f"{self.path}: {name} = {value!r}: must be a number")
-        return float(value)
+        try:
+            if type(value) in (int, float):
+                return float(value)
+        except OverflowError:
+            pass
+        raise ConversionError(f"{self.path}: {name} = {value!r}: must be a number")
 
 
 def rope_settings(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:

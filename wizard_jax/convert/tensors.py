@@ -7,7 +7,7 @@ the same pairs of dimensions, so queries and keys need no permutation.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -118,6 +118,10 @@ def _merged(shape: tuple[int, ...], index: tuple[slice, ...]) -> slice:
     """The rows (or columns) that the first of some merged axes selects."""
     inner = math.prod(shape[1:])
     return slice(index[0].start * inner, index[0].stop * inner)
+
+
+Read: TypeAlias = Callable[[Place], Array]
+"""Gives the array of a place: one of our tree's, or one layer of a stacked one."""
 
 
 def stored_shape(places: Sequence[Place]) -> tuple[int, ...]:

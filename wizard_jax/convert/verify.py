@@ -11,12 +11,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from configs.schema import fields_of
-from wizard_jax.convert import peer
+from wizard_jax.convert import architectures, peer
 from wizard_jax.convert.export import Dtype
-from wizard_jax.convert.importing import load_hf_params, read_model_config
-from wizard_jax.convert.inventory import read_tensors
+from wizard_jax.convert.importing import load_hf_params
+from wizard_jax.convert.inventory import read_json, read_tensors
+from wizard_jax.convert.raw_config import RawConfig
 from wizard_jax.convert.safetensors_file import Written
 from wizard_jax.convert.tensors import Array
 from wizard_jax.model import decoder
@@ -41,7 +43,16 @@ class VerificationError(Exception):
 
 def verify_tensors(folder: Path, written: Written, config: ModelConfig) -> str:
     """Reads every tensor back from the disk; returns what was done. Raises VerificationError."""
-    found = read_model_config(folder)
+    verify_config(folder, config)
+    read_tensors(folder, config)
+    return verify_written(written)
+
+
+def verify_config(folder: Path, config: ModelConfig, *, beside: Sequence[str] = ()) -> None:
+    """Reads config.json back; `beside` are its settings that are not the network's. Raises VerificationError."""
+    told = read_json(epath.Path(folder) / "config.json")
+    values = {name: value for name, value in told.items() if name not in beside}
+    found = architectures.read_config(RawConfig(values, path=folder / "config.json"))
     changed = [
         f"{name}: {getattr(config, name)!r} -> {getattr(found, name)!r}"
         for name, field in fields_of(ModelConfig).items()
@@ -49,8 +60,6 @@ def verify_tensors(folder: Path, written: Written, config: ModelConfig) -> str:
     ]
     if changed:
         raise VerificationError(f"config.json does not come back as it was: {'; '.join(changed)}")
-    read_tensors(folder, config)
-    return verify_written(written)
 
 
 def verify_written(written: Written) -> str:

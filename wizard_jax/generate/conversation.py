@@ -12,6 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from configs.errors import UserError
 from configs.loader import load
@@ -20,6 +21,10 @@ from wizard_jax.generate.engine import Ask, Engine
 from wizard_jax.generate.sampling import Sampling, SamplingError
 from wizard_jax.generate.speaker import Speaker
 from wizard_jax.generate.text import TextStream
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 HELP = """/reset            forget what was said (the system turn stays)
 /system TEXT      set the system turn and begin anew; without TEXT there is none
@@ -155,20 +160,11 @@ def _side_by_side(names: Sequence[str], answers: Sequence[Iterator[str]]) -> Non
     """In columns that grow on a terminal; otherwise one below the other, each after its name."""
     from rich.console import Console
     from rich.live import Live
-    from rich.table import Table
-    from rich.text import Text
 
     said = [""] * len(names)
-
-    def columns() -> Table:
-        table = Table(*names, expand=True)
-        for column in table.columns:
-            column.ratio = 1
-        table.add_row(*map(Text, said))
-        return table
-
     console = Console()
-    live = Live(columns(), console=console, vertical_overflow="visible") if console.is_terminal else None
+    # While they grow, their ends are shown: what is taller than the screen can not be drawn anew.
+    live = Live(console=console, transient=True) if console.is_terminal else None
     with live or contextlib.nullcontext():
         left = dict(enumerate(answers))
         while left:
@@ -179,10 +175,26 @@ def _side_by_side(names: Sequence[str], answers: Sequence[Iterator[str]]) -> Non
                 else:
                     said[index] += harmless(shown)
             if live is not None:
-                live.update(columns())
-    if live is None:
-        for name, text in zip(names, said, strict=True):
-            print(f"{name}: {text}", flush=True)
+                live.update(columns(names, said, console=console, lines=max(1, console.height - 6)))
+    if live is not None:
+        console.print(columns(names, said, console=console))
+        return
+    for name, text in zip(names, said, strict=True):
+        print(f"{name}: {text}", flush=True)
+
+
+def columns(names: Sequence[str], said: Sequence[str], *, console: Console, lines: int | None = None) -> Table:
+    """What each said under its name, with no character left out; `lines`: so many of the last ones alone."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(expand=True)
+    for name in names:
+        table.add_column(Text(harmless(name), overflow="fold"), ratio=1, overflow="fold")
+    width = max(2, (console.width - 1) // len(names) - 3)  # borders and a space on both sides
+    wrapped = [Text(text).wrap(console, width, overflow="fold") for text in said]
+    table.add_row(*(Text("\n").join(part[-lines:] if lines else part) for part in wrapped))
+    return table
 
 
 def harmless(text: str) -> str:

@@ -12,6 +12,7 @@ the same to the bit.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -145,7 +146,8 @@ class Engine:
         if len(known):
             padded = np.zeros((1, bucket(len(known), most=self.length)), np.int32)
             padded[0, : len(known)] = known
-            self._cache = _prefill(self.params, self._cache, padded, np.int32(row), config=self.config)
+            _, alone = _read(self.params, padded, config=self.config)
+            self._cache = _put(self._cache, alone, np.int32(row))
         # The last token is the first step's, so that every token that is said comes out of the same program.
         state, sampling = self._state, ask.sampling
         state.token[row], state.position[row] = last, len(known)
@@ -195,13 +197,41 @@ class Engine:
             raise SamplingError(f"the text has {len(prompt)} tokens: give 1 to {self.length}")
         padded = np.zeros((1, bucket(len(prompt), most=self.length)), np.int32)
         padded[0, : len(prompt)] = prompt
-        chosen, likeliest, of_likeliest = jax.device_get(_score(self.params, padded, config=self.config))
+        hidden, _ = _read(self.params, padded, config=self.config)
+        chosen, likeliest, of_likeliest = jax.device_get(_score(self.params, hidden, padded, config=self.config))
         count, best = len(prompt) - 1, likeliest.shape[1]
         return Chances(
             chosen=np.concatenate([np.full(1, np.nan, np.float32), chosen[:count]]),
             likeliest=np.concatenate([np.full((1, best), _NOTHING, np.int32), likeliest[:count]]),
             of_likeliest=np.concatenate([np.full((1, best), np.nan, np.float32), of_likeliest[:count]]),
         )
+
+    def compiling(self) -> Iterator[None]:
+        """Compiles all that any prompt, answer and score will need, a program at each `next`; nothing is computed."""
+        _advance.lower(self.params, self._cache, self._state, np.int32(1), config=self.config).compile()
+        yield
+        for size in self.buckets:
+            padded = np.zeros((1, size), np.int32)
+            lowered = _read.lower(self.params, padded, config=self.config)
+            placed = lowered.compile().output_shardings
+            hidden, alone = jax.tree.map(_like, lowered.out_info, placed)
+            _put.lower(self._cache, alone, np.int32(0)).compile()
+            _score.lower(self.params, hidden, padded, config=self.config).compile()
+            yield
+
+    @property
+    def buckets(self) -> list[int]:
+        """Sizes that prompts are padded to."""
+        sizes = [bucket(1, most=self.length)]
+        while sizes[-1] < self.length:
+            sizes.append(bucket(sizes[-1] + 1, most=self.length))
+        return sizes
+
+
+def _like(array: jax.ShapeDtypeStruct, placed: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """What a program is told of an array that another gives it, so that the call itself finds it compiled."""
+    sharding = None if isinstance(placed, jax.sharding.SingleDeviceSharding) else placed
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)  # type: ignore[no-untyped-call]  # jax leaves it so
 
 
 def _blank(rows: int) -> _Rows:
@@ -230,13 +260,16 @@ def _empty(config: ModelConfig, *, rows: int, length: int) -> decoder.Cache:
     return _pinned(decoder.init_cache(config, batch=rows, length=length))
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _prefill(
-    params: decoder.Params, cache: decoder.Cache, tokens_1xP: jax.Array, row: jax.Array, *, config: ModelConfig
-) -> decoder.Cache:
-    """The cache with a prompt, padded on the right, at the front of a row."""
+@functools.partial(jax.jit, static_argnames="config")
+def _read(params: decoder.Params, tokens_1xP: jax.Array, *, config: ModelConfig) -> tuple[jax.Array, decoder.Cache]:
+    """The hidden states [1, P, D] of a text that is padded on the right, and a cache of it alone."""
     alone = decoder.init_cache(config, batch=1, length=tokens_1xP.shape[1])
-    _, alone = decoder.decode(params, tokens=tokens_1xP, start=jnp.zeros(1, jnp.int32), cache=alone, config=config)
+    return decoder.decode(params, tokens=tokens_1xP, start=jnp.zeros(1, jnp.int32), cache=alone, config=config)
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def _put(cache: decoder.Cache, alone: decoder.Cache, row: jax.Array) -> decoder.Cache:
+    """The cache with a text at the front of a row."""
 
     def put(slots: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(slots, new, (row, *(jnp.int32(0),) * 3))
@@ -319,14 +352,10 @@ def _chances(scores_RxV: jax.Array, token_R: jax.Array) -> tuple[jax.Array, jax.
 
 @functools.partial(jax.jit, static_argnames="config")
 def _score(
-    params: decoder.Params, tokens_1xP: jax.Array, *, config: ModelConfig
+    params: decoder.Params, hidden_1xPxD: jax.Array, tokens_1xP: jax.Array, *, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`_chances` of the token behind each position: [P], [P, n], [P, n]; what stands behind the last is token 0."""
     width = tokens_1xP.shape[1]
-    alone = decoder.init_cache(config, batch=1, length=width)
-    hidden_1xPxD, _ = decoder.decode(
-        params, tokens=tokens_1xP, start=jnp.zeros(1, jnp.int32), cache=alone, config=config
-    )
     behind_P = jnp.roll(tokens_1xP[0], -1)
     size = min(_SCORED_AT_ONCE, width)
     missing = -width % size

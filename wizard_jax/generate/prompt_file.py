@@ -206,7 +206,7 @@ def _begun(out: Path, given: Sequence[Mapping[str, Any]], told: Mapping[str, Any
     whole = out.read_bytes().split(b"\n")[:-1]
     for number, (line, row) in enumerate(zip(whole, given, strict=False)):
         kept = _stored(line)
-        if {name: value for name, value in kept.items() if name not in OURS} != row:
+        if _line({name: value for name, value in kept.items() if name not in OURS}) != _line(row):  # NaN is not NaN
             raise PromptError(f"{out}: line {number + 1} is not the answer to its prompt: choose another --out")
     if out.stat().st_size > sum(len(line) + 1 for line in whole):
         with replacing(out) as file:

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from configs.errors import UserError
 from configs.loader import setting
+
+_LEAST = float(np.finfo(np.float32).tiny)
 
 
 class SamplingError(UserError):
@@ -82,7 +85,8 @@ def _cut(scores_RxV: jax.Array, choosing: Choosing) -> jax.Array:
     ranked_RxV = jnp.where(ranked_RxV < last_Rx1, -jnp.inf, ranked_RxV)
     chances_RxV = jax.nn.softmax(ranked_RxV, axis=-1)
     before_RxV = jnp.cumsum(chances_RxV, axis=-1) - chances_RxV
-    is_inside_RxV = (before_RxV < choosing.top_p_R[:, None]) | (choosing.top_p_R[:, None] >= 1)
+    top_p_Rx1 = jnp.maximum(choosing.top_p_R, _LEAST)[:, None]  # one is always inside
+    is_inside_RxV = (before_RxV < top_p_Rx1) | (top_p_Rx1 >= 1)
     smallest_Rx1 = jnp.where(is_inside_RxV, ranked_RxV, jnp.inf).min(axis=-1, keepdims=True)
     threshold_Rx1 = jnp.maximum(smallest_Rx1, last_Rx1)
     return jnp.where(scores_RxV < threshold_Rx1, -jnp.inf, scores_RxV)

@@ -17,6 +17,7 @@ import jax
 
 from wizard_jax.generate.engine import Ask, Chances, Engine, Said, Tokens
 from wizard_jax.generate.speaker import Speaker
+from wizard_jax.progress import Progress
 
 SHORTEST, APART = 256, 4
 """Slots of the smallest engine, and how many times more the next has."""
@@ -54,16 +55,28 @@ class Scheduler:
         self, speaker: Speaker, *, rows: int, length: int, queue: int, mesh: jax.sharding.Mesh | None = None
     ) -> None:
         """`length` is the most tokens of a prompt and its answer, `queue` how many may wait when all rows are taken."""
-        self._speaker, self._rows, self._mesh = speaker, rows, mesh
+        self.speaker, self._mesh = speaker, mesh
         self._most = rows + queue
-        self._lengths = lengths(length)
-        self._engines: dict[int, Engine] = {}
+        with self._on_devices():
+            self._engines = {
+                slots: Engine(speaker.params, config=speaker.config, rows=rows, length=slots)
+                for slots in lengths(length)
+            }
         self._waiting: deque[Job] = deque()
         self._speaking: dict[tuple[int, int], Job] = {}
         self._changed = threading.Condition()
         self._ending = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
+
+    def compile(self, progress: Progress) -> None:
+        """Every program that a request may need, so that none waits for a compiler; before it is entered."""
+        with self._on_devices():
+            total = sum(1 + len(engine.buckets) for engine in self._engines.values())
+            compiled = itertools.chain.from_iterable(engine.compiling() for engine in self._engines.values())
+            progress(0, total, {})
+            for done, _ in enumerate(compiled, start=1):
+                progress(done, total, {})
 
     def __enter__(self) -> Scheduler:
         self._thread.start()
@@ -113,7 +126,7 @@ class Scheduler:
 
     def _work(self) -> None:
         try:
-            with jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext():
+            with self._on_devices():
                 while self._wait():
                     self._admit()
                     self._advance()
@@ -178,11 +191,10 @@ class Scheduler:
             del self._speaking[key]
 
     def _engine(self, length: int) -> Engine:
-        slots = next(slots for slots in self._lengths if length <= slots)
-        if slots not in self._engines:
-            speaker = self._speaker
-            self._engines[slots] = Engine(speaker.params, config=speaker.config, rows=self._rows, length=slots)
-        return self._engines[slots]
+        return next(engine for slots, engine in self._engines.items() if length <= slots)
+
+    def _on_devices(self) -> contextlib.AbstractContextManager[object]:
+        return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
 
 
 def lengths(most: int) -> list[int]:

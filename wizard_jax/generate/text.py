@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 from wizard_jax.tokenizer import Tokenizer
@@ -85,6 +86,7 @@ class TextStream:
         return any(stop.startswith(end) for stop in self._stop)
 
 
+@functools.lru_cache(maxsize=1 << 16)  # an answer may show twenty for each of its tokens
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """What one token adds to a text; its piece where that is none, as of a control token or part of a character."""
     anchor = tokenizer.encode_continuation("a")[-1:]

@@ -83,6 +83,6 @@ def _of_chat(token: Token) -> dict[str, Any]:
 
 def usage(choices: Sequence[Choice]) -> dict[str, int]:
     """Tokens; a prompt is counted once, however many choices there are of it."""
-    prompts = {id(choice.ask.prompt) if choice.ask else choice.index: choice.prompt_tokens for choice in choices}
+    prompts = {id(choice.prompt): len(choice.prompt) for choice in choices}
     given, said = sum(prompts.values()), sum(choice.said_tokens for choice in choices)
     return {"prompt_tokens": given, "completion_tokens": said, "total_tokens": given + said}

@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import ipaddress
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -26,7 +27,10 @@ from wizard_jax.serve.requests import ChatBody, Refused, TextBody, read_body
 
 BODY_SECONDS = 30.0
 """In which the body of a request must have come."""
+READ_SECONDS = 30.0
+"""In which a client must read on; one that does not would hold its connection, and the server's end, for ever."""
 RETRY_SECONDS = 1
+_LOG = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Event = Said | Chances | Failed
@@ -86,6 +90,11 @@ class Service:
             answer = Refused(f"the body can not be read: {getattr(error, 'message', '') or error}")
         except TimeoutError:
             answer = Refused(f"the body did not come within {BODY_SECONDS:.0f} seconds", status=408)
+        except ConnectionError:
+            raise  # who asked is gone
+        except Exception:  # a mistake of ours ends this request, and no other; aiohttp answers 500
+            _LOG.exception("%s %s", request.method, request.path)
+            raise
         return web.json_response(answer.body, status=answer.status, headers=dict(answer.headers))
 
     @web.middleware
@@ -130,14 +139,14 @@ class Service:
         body = read_body(await _body(request), ChatBody)
         self._check_name(body.model)
         self._check_count(body.n, param="n")
-        return await self._answer(request, body, chat_choices(body, self.speaker, length=self.limits.length))
+        return await self._answer(request, body, lambda: chat_choices(body, self.speaker, length=self.limits.length))
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = read_body(await _body(request), TextBody)
         self._check_name(body.model)
         is_scored = body.echo and body.logprobs is not None
         self._check_count(body.n * len(body.prompt) * (2 if is_scored else 1), param="prompt")
-        return await self._answer(request, body, text_choices(body, self.speaker, length=self.limits.length))
+        return await self._answer(request, body, lambda: text_choices(body, self.speaker, length=self.limits.length))
 
     def _check_count(self, count: int, *, param: str) -> None:
         """Refuses for good what would find the queue full for ever; a prompt that is scored counts twice."""
@@ -147,7 +156,7 @@ class Service:
             raise Refused(message, param=param)
 
     async def _answer(
-        self, request: web.Request, body: ChatBody | TextBody, choices: list[Choice]
+        self, request: web.Request, body: ChatBody | TextBody, made: Callable[[], list[Choice]]
     ) -> web.StreamResponse:
         kind: Literal["chat", "text"] = "chat" if isinstance(body, ChatBody) else "text"
         prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
@@ -156,6 +165,7 @@ class Service:
         )
         self.answering += 1
         try:
+            choices = await asyncio.to_thread(made)  # a long text takes seconds, in which others go on
             async with contextlib.aclosing(self._events(choices, shown=body.stream)) as events:
                 if body.stream:
                     return await _streamed(request, envelope, choices, events, body)
@@ -189,8 +199,8 @@ class Service:
             return put
 
         for choice in choices:
-            if choice.scored is not None:
-                scoring.append(Job(what=choice.scored, deliver=deliver(choice)))
+            if choice.is_scored:
+                scoring.append(Job(what=choice.prompt, deliver=deliver(choice)))
             if choice.ask is not None:
                 jobs[choice.index] = Job(what=choice.ask, deliver=deliver(choice), shown=shown)
         try:
@@ -230,7 +240,13 @@ async def _streamed(
         if not response.prepared:
             await response.prepare(request)
         data = part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
-        await response.write(f"data: {data}\n\n".encode())
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                await response.write(f"data: {data}\n\n".encode())
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("who asked reads nothing") from None
 
     try:
         async for choice, event in events:
@@ -262,7 +278,7 @@ async def _body(request: web.Request) -> bytes:
 
 
 def _names_this_machine(host: str) -> bool:
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    name = (host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host).lower()
     return name == "localhost" or is_loopback(name.strip("[]"))
 
 

@@ -32,11 +32,11 @@ class Choice:
     """One continuation of one prompt, as far as it has come."""
 
     index: int
+    prompt: Tokens
     ask: Ask | None
     """None: the prompt is all."""
-    scored: Tokens | None
-    """The text whose own log probabilities are wanted, with the answer's."""
-    prompt_tokens: int
+    is_scored: bool = False
+    """Whether the prompt's own log probabilities are wanted, with the answer's."""
     stream: TextStream
     speaker: Speaker
     alternatives: int | None
@@ -103,11 +103,10 @@ def listed(
 
 def echoed(choice: Choice, chances: Chances) -> list[Token]:
     """The prompt's own tokens, whose texts stand one after the other in `choice.echo`."""
-    assert choice.scored is not None
     assert choice.alternatives is not None
     stream = TextStream(choice.speaker.tokenizer)
-    stream.push(choice.scored)
-    return listed(choice.scored, chances, stream.offsets, alternatives=choice.alternatives, speaker=choice.speaker)
+    stream.push(choice.prompt)
+    return listed(choice.prompt, chances, stream.offsets, alternatives=choice.alternatives, speaker=choice.speaker)
 
 
 def chat_choices(body: ChatBody, speaker: Speaker, *, length: int) -> list[Choice]:
@@ -124,9 +123,8 @@ def chat_choices(body: ChatBody, speaker: Speaker, *, length: int) -> list[Choic
     return [
         Choice(
             index=index,
+            prompt=prompt,
             ask=Ask(prompt=prompt, sampling=sampling, place=index, ends=speaker.ends, chances=body.logprobs),
-            scored=None,
-            prompt_tokens=len(prompt),
             stream=TextStream(speaker.tokenizer, stop=body.stop),
             speaker=speaker,
             alternatives=alternatives,
@@ -154,9 +152,9 @@ def text_choices(body: TextBody, speaker: Speaker, *, length: int) -> list[Choic
             made.append(
                 Choice(
                     index=index,
+                    prompt=prompt,
                     ask=ask if body.max_tokens else None,
-                    scored=prompt if body.echo and body.logprobs is not None else None,
-                    prompt_tokens=len(prompt),
+                    is_scored=body.echo and body.logprobs is not None,
                     stream=TextStream(speaker.tokenizer, context=prompt.tolist(), stop=body.stop),
                     speaker=speaker,
                     alternatives=body.logprobs,

@@ -32,6 +32,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     }
 )
 """Fields that are not served, and values of them that change no answer. null is such a value of any field."""
+NEUTRAL_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = MappingProxyType({"annotations": ([],), "tool_calls": ([],)})
+"""The same of messages: the answers of OpenAI's clients have them, and come back as what was said before."""
 
 
 class Refused(Exception):
@@ -123,7 +125,9 @@ def read_body(body: bytes, kind: type[_B]) -> _B:
         raise Refused(f"the body is not JSON: {error}") from None
     if not isinstance(raw, dict):
         raise Refused("the body must be a JSON object")
-    fields = {name: value for name, value in raw.items() if value is not None and not _is_neutral(name, value)}
+    fields = _telling(raw, NEUTRAL)
+    if isinstance(messages := fields.get("messages"), list):
+        fields["messages"] = [_telling(one, NEUTRAL_IN_MESSAGES) if isinstance(one, dict) else one for one in messages]
     if isinstance(fields.get("stop"), str):
         fields["stop"] = [fields["stop"]]
     if kind is TextBody and "prompt" in fields:
@@ -139,8 +143,13 @@ def read_body(body: bytes, kind: type[_B]) -> _B:
     return read
 
 
-def _is_neutral(name: str, value: object) -> bool:
-    return any(type(value) in (type(one), float) and value == one for one in NEUTRAL.get(name, ()))
+def _telling(fields: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """Those that are not null and not neutral."""
+
+    def is_neutral(name: str, value: object) -> bool:
+        return any(type(value) in (type(one), float) and value == one for one in neutral.get(name, ()))
+
+    return {name: value for name, value in fields.items() if value is not None and not is_neutral(name, value)}
 
 
 def _prompts(prompt: Any) -> list[Any]:

@@ -32,23 +32,24 @@ TABLE: Table = MappingProxyType(
 )
 
 
-def read_sizes(raw: RawConfig) -> dict[str, Any]:
-    """What all that are built like LLaMA say in the same words."""
+def read_sizes(raw: RawConfig, *, kv_heads: int | None = None, longest: int = 2048) -> dict[str, Any]:
+    """What all that are built like LLaMA say in the same words; `kv_heads` and `longest` where they do not say it."""
     raw.only(hidden_act=("silu",), partial_rotary_factor=(None, 1.0))
     heads = raw.integer("num_attention_heads")
     theta, scaling = raw.rope()
+    unsaid = heads if kv_heads is None or "num_key_value_heads" in raw.values else kv_heads
     return {
         "vocab_size": raw.integer("vocab_size"),
         "d_model": raw.integer("hidden_size"),
         "n_layers": raw.integer("num_hidden_layers"),
         "n_heads": heads,
-        "n_kv_heads": raw.integer("num_key_value_heads", heads),
+        "n_kv_heads": raw.integer("num_key_value_heads", unsaid),
         "head_dim": raw.integer("head_dim", raw.integer("hidden_size") // max(heads, 1)),
         "d_ff": raw.integer("intermediate_size"),
         "rope_theta": theta,
         "rope_scaling": scaling,
         "norm_eps": raw.number("rms_norm_eps", 1e-6),
-        "max_positions": raw.integer("max_position_embeddings", 2048),
+        "max_positions": raw.integer("max_position_embeddings", longest),
         "tied_embeddings": raw.flag("tie_word_embeddings", False),
         "initializer_range": raw.number("initializer_range", 0.02),
     }

@@ -12,7 +12,8 @@ from wizard_jax.model.config import ModelConfig
 
 def _read(raw: RawConfig) -> ModelConfig:
     window = None if raw.values.get("sliding_window", 4096) is None else raw.integer("sliding_window", 4096)
-    return ModelConfig(family="mistral", sliding_window=window, **read_sizes(raw))
+    sizes = read_sizes(raw, kv_heads=8, longest=131_072)
+    return ModelConfig(family="mistral", sliding_window=window, **sizes)
 
 
 def _write(model: ModelConfig) -> dict[str, Any]:

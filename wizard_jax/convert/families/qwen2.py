@@ -18,14 +18,22 @@ def read_window(raw: RawConfig) -> int | None:
     if not raw.flag("use_sliding_window", False) or raw.values.get("sliding_window", 4096) is None:
         return None
     layers, above = raw.integer("num_hidden_layers"), raw.integer("max_window_layers", 28)
-    kinds = raw.values.get("layer_types") or [_SLIDING if layer >= above else _FULL for layer in range(layers)]
-    if len(set(kinds)) > 1:
+    kinds = raw.values.get("layer_types")
+    if kinds is None:
+        windows = layers - min(above, layers)
+    elif isinstance(kinds, list) and kinds.count(_FULL) + kinds.count(_SLIDING) == len(kinds) == layers:
+        windows = kinds.count(_SLIDING)
+    else:
         raise ConversionError(
-            f"{raw.path}: not supported: {kinds.count(_SLIDING)} of {layers} layers have a sliding window and the "
+            f"{raw.path}: not supported: layer_types = {kinds!r}: {_FULL!r} or {_SLIDING!r} for each of {layers} layers"
+        )
+    if 0 < windows < layers:
+        raise ConversionError(
+            f"{raw.path}: not supported: {windows} of {layers} layers have a sliding window and the "
             "others none (max_window_layers, layer_types); set use_sliding_window to false where the window is longer "
             "than what you will use"
         )
-    return raw.integer("sliding_window", 4096) if kinds[0] == _SLIDING else None
+    return raw.integer("sliding_window", 4096) if windows else None
 
 
 def write_window(model: ModelConfig) -> dict[str, Any]:

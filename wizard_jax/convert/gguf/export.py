@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 
 from wizard_jax.chat import check_tokenizer, get_format
-from wizard_jax.convert.gguf.network import Quantisation, Read, check_known, context_length, unblocked
+from wizard_jax.convert.gguf.network import Quantisation, check_known, context_length, unblocked
 from wizard_jax.convert.gguf.ollama import modelfile
 from wizard_jax.convert.gguf.vocabulary import vocabulary
 from wizard_jax.convert.gguf.writing import check_gguf, write_gguf
-from wizard_jax.convert.new_folder import new_folder, write_bytes
+from wizard_jax.convert.new_folder import write_bytes
+from wizard_jax.convert.tensors import Read
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.tokenizer import Tokenizer
 
@@ -23,38 +23,40 @@ def check_exportable(model: ModelConfig, tokenizer: Tokenizer, *, chat_format: s
     check_tokenizer(get_format(chat_format), tokenizer)
 
 
-def export_gguf(
+def write_folder(
+    folder: pathlib.Path,
     model: ModelConfig,
     tokenizer: Tokenizer,
     read: Read,
-    out: str | os.PathLike[str],
     *,
     name: str,
     chat_format: str,
     quantisation: Quantisation,
-    card: str,
-) -> pathlib.Path:
-    """Writes `out`, which appears under its name when it is complete and read back; returns the path of the file.
+) -> str:
+    """Writes all files of a folder but its card, and reads the weights back; returns what was verified.
 
-    Raises ConversionError: `out` is there already, what `check_exportable` says, or a value that does not fit its type.
+    Raises ConversionError: what `check_exportable` says, or a value that does not fit its type; VerificationError: the
+    file does not hold what was written.
     """
     check_exportable(model, tokenizer, chat_format=chat_format)
-    chat, file = get_format(chat_format), f"{name}-{quantisation}.gguf"
-    with new_folder(out) as folder:
-        checksums = write_gguf(
-            folder / file,
-            model,
-            tokenizer,
-            read,
-            vocabulary=vocabulary(tokenizer, size=model.vocab_size),
-            chat_format=chat,
-            quantisation=quantisation,
-            name=name,
-        )
-        check_gguf(folder / file, checksums)
-        write_bytes(folder / "Modelfile", modelfile(file, model, tokenizer, chat_format=chat).encode())
-        write_bytes(folder / "README.md", card.encode())
-    return pathlib.Path(out) / file
+    chat, file = get_format(chat_format), file_name(name, quantisation)
+    written = write_gguf(
+        folder / file,
+        model,
+        tokenizer,
+        read,
+        vocabulary=vocabulary(tokenizer, size=model.vocab_size),
+        chat_format=chat,
+        quantisation=quantisation,
+        name=name,
+    )
+    write_bytes(folder / "Modelfile", modelfile(file, model, tokenizer, chat_format=chat).encode())
+    return check_gguf(folder / file, written)
+
+
+def file_name(name: str, quantisation: Quantisation) -> str:
+    """Of the weights, as llama.cpp's own are called."""
+    return f"{name}-{quantisation}.gguf"
 
 
 def card_lines(model: ModelConfig, tokenizer: Tokenizer, *, quantisation: Quantisation) -> list[str]:

@@ -16,12 +16,9 @@ import gguf
 import numpy as np
 
 from wizard_jax.convert import architectures
-from wizard_jax.convert.tensors import Array, ConversionError, Place, stored_shape, to_stored
+from wizard_jax.convert.tensors import Array, ConversionError, Place, Read, stored_shape, to_stored
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.model.rope import LinearScaling, Llama3Scaling, YarnScaling
-
-Read = Callable[[Place], Array]
-"""Gives the array of a place: one of our tree's, or one layer of a stacked one."""
 
 Quantisation = Literal["F16", "BF16", "Q8_0"]
 

@@ -6,15 +6,18 @@ import os
 import pathlib
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import gguf
 import numpy as np
 
 from wizard_jax.chat import ChatFormat, end_id
 from wizard_jax.chat_formats import Special
-from wizard_jax.convert.gguf.network import ARCHITECTURES, GgufTensor, Quantisation, Read, tensors, write_sizes
+from wizard_jax.convert.gguf.network import ARCHITECTURES, GgufTensor, Quantisation, tensors, write_sizes
 from wizard_jax.convert.gguf.vocabulary import Vocabulary, write_vocabulary
-from wizard_jax.convert.tensors import Array, ConversionError
+from wizard_jax.convert.read_back import drop_cached
+from wizard_jax.convert.tensors import Array, ConversionError, Read
+from wizard_jax.convert.verify import VerificationError
 from wizard_jax.model.config import ModelConfig
 from wizard_jax.tokenizer import Tokenizer
 
@@ -30,8 +33,20 @@ _LARGEST: Mapping[gguf.GGMLQuantizationType, float] = {
 }
 """The magnitudes that a type can hold: Q8_0's scales are float16."""
 
-Checksums = Mapping[str, int]
-"""CRC-32 of every tensor's bytes."""
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A tensor as it lies in a file."""
+
+    type: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+    """Rows first."""
+    crc32: int
+    """Of its bytes."""
+
+
+Inventory = Mapping[str, Held]
+"""Every tensor of a file by name."""
 
 
 def write_gguf(
@@ -44,7 +59,7 @@ def write_gguf(
     chat_format: ChatFormat,
     quantisation: Quantisation,
     name: str,
-) -> Checksums:
+) -> Inventory:
     """Writes and syncs the file. Raises ConversionError: a value that is not finite, or too large for its type."""
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[model.family]])
     writer.add_type("model")
@@ -63,16 +78,16 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        checksums = {}
+        held = {}
         for tensor in planned:
             content = quantised(tensor)
-            checksums[tensor.name] = zlib.crc32(content.data)
+            held[tensor.name] = Held(type=tensor.type, shape=tensor.shape, crc32=zlib.crc32(content.data))
             writer.write_tensor_data(content)
     finally:
         writer.close()
     with path.open("rb") as written:
         os.fsync(written.fileno())
-    return checksums
+    return held
 
 
 def begins_with_bos(chat_format: ChatFormat) -> bool:
@@ -107,12 +122,20 @@ def quantised(tensor: GgufTensor) -> Array:
     return content.view(np.uint8)
 
 
-def check_gguf(path: pathlib.Path, checksums: Checksums) -> None:
-    """Reads every tensor back. Raises ConversionError: the file does not hold what was written to it."""
-    held = {tensor.name: zlib.crc32(np.ascontiguousarray(tensor.data).data) for tensor in gguf.GGUFReader(path).tensors}
-    wrong = sorted(name for name in {*held, *checksums} if held.get(name) != checksums.get(name))
-    if wrong:
-        raise ConversionError(
-            f"{path}: what was read back differs from what was written in {', '.join(wrong)}: the disk is failing, or "
-            "something else writes there; write elsewhere"
+def check_gguf(path: pathlib.Path, written: Inventory) -> str:
+    """Reads every tensor back; returns what was done. Raises VerificationError: the file holds something else."""
+    drop_cached(path)
+    found = {
+        tensor.name: Held(
+            type=tensor.tensor_type,
+            shape=tuple(tensor.shape.tolist()[::-1]),
+            crc32=zlib.crc32(np.ascontiguousarray(tensor.data).data),
         )
+        for tensor in gguf.GGUFReader(path).tensors
+    }
+    wrong = sorted(name for name in {*found, *written} if found.get(name) != written.get(name))
+    if wrong:
+        raise VerificationError(
+            f"the disk holds another type, shape or bytes than were written, of: {', '.join(wrong)}"
+        )
+    return f"all {len(written):,} tensors were read back from the disk by the gguf package and are what was written"

@@ -3,6 +3,7 @@
 Of a linear layer [out, in] with G groups of inputs: `qweight` int32 [in / 8, out], eight codes of inputs that follow
 one another in each, the first in the lowest bits; `scales` float16 [G, out]; `qzeros` int32 [G, out / 8], eight codes
 of 0 in each, less one, as the first version of the layout has them; `g_idx` int32 [in], the group of each input.
+All other tensors are float16, under the names that they have in the whole model.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wizard_jax.convert.gptq.rounding import MIDDLE, Codes
-from wizard_jax.convert.tensors import Array
+from wizard_jax.convert.tensors import Array, ConversionError
 
 BITS = 4
 PER_WORD = 32 // BITS
@@ -28,6 +29,15 @@ def packed(stem: str, found: Codes) -> dict[str, Array]:
         f"{stem}.scales": np.ascontiguousarray(found.scales),
         f"{stem}.g_idx": (np.arange(inputs, dtype=np.int32) // found.group).astype(np.int32),
     }
+
+
+def half(name: str, array: Array) -> Array:
+    """A tensor that has no codes: float16. Raises ConversionError: a value is not finite there."""
+    with np.errstate(over="ignore"):  # an overflow is found by its infinity
+        found = np.ascontiguousarray(array.astype(np.float16))
+    if not np.isfinite(found).all():
+        raise ConversionError(f"{name}: holds values that are not finite in float16")
+    return found
 
 
 def settings(*, group: int, damping: float) -> dict[str, Any]:
