@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -76,7 +77,17 @@ def test_no_two_requests_of_an_evaluation_share_a_key() -> None:
         for item in (ITEM, replace(ITEM, id="9")):
             for pair in (("m", "n"), ("n", "m"), ("m", "o")):
                 compared(answer(pair[0], "x"), answer(pair[1], "y"), judge, item)
-    assert len({request.digest for request in model.asked}) == len(model.asked) == 24
+    for sample in range(3):
+        ours, theirs = (replace(answer(name, text), sample=sample) for name, text in (("p", "x"), ("q", "y")))
+        row = compared(ours, theirs, judges[0])
+        (graded,) = asyncio.run(grade(ITEM, ours, judge=judges[0]))
+        assert row.sample == graded.sample == sample
+    with pytest.raises(ValueError, match="answers 2 and 0 to 7"):
+        compared(ours, answer("q", "y"), judges[0])
+    assert len({request.digest for request in model.asked}) == len(model.asked)
+    lineages = Counter((request.key.lineage, request.key.round) for request in model.asked)
+    assert set(lineages.values()) == {1}
+    assert len(lineages) == 24 + 3 * (2 + 2)  # a grade from "A" can not be read, and is asked for twice
 
 
 def test_identical_answers_are_a_tie_that_nobody_is_asked_about() -> None:

@@ -171,10 +171,10 @@ def bias(rows: Sequence[Verdict], *, bootstrap: Bootstrap) -> Bias:
 
 def between(verdicts: Iterable[Verdict], *, bootstrap: Bootstrap) -> tuple[Between, ...]:
     """Each two judges, and all of them where there are more, on the pairs that they were asked about and graded."""
-    said: dict[str, dict[tuple[str, str, str], float]] = defaultdict(dict)
+    said: dict[str, dict[tuple[str, str, str, int], float]] = defaultdict(dict)
     for row in verdicts:
         if row.how == "asked" and row.score is not None:
-            said[row.judge][row.item, row.candidate, row.baseline] = float(np.sign(row.score - 0.5))
+            said[row.judge][row.item, row.candidate, row.baseline, row.sample] = float(np.sign(row.score - 0.5))
     judges = tuple(said)
     groups = [*combinations(judges, 2), *([judges] if len(judges) > 2 else [])]
     found = []

@@ -46,8 +46,11 @@ async def compare(item: Item, candidate: Answer, baseline: Answer, *, judge: Pan
     Two requests, or four at most; none if an answer is missing, or if both are letter for letter the same: a tie.
 
     Raises:
+      ValueError: one is another of several answers to the item than the other.
       Permanent: with scope "run", when no other request would succeed either.
     """
+    if candidate.sample != baseline.sample:
+        raise ValueError(f"answers {candidate.sample} and {baseline.sample} to {item.id}: compare those of one number")
     row = Verdict(
         judge=judge.name,
         item=item.id,
@@ -56,6 +59,7 @@ async def compare(item: Item, candidate: Answer, baseline: Answer, *, judge: Pan
         first=0,
         second=0,
         lengths=(_length(candidate), _length(baseline)),
+        sample=candidate.sample,
         skill=item.skill,
         difficulty=item.difficulty,
         how="identical",
@@ -113,7 +117,7 @@ async def _in_both_orders(
             wording.prompt(question),
             read,
             sought=f"no last line {marker}: A, B or tie",
-            about=(row.item, row.skill, row.candidate, row.baseline, order),
+            about=(row.item, row.skill, row.candidate, row.baseline, row.sample, order),
             judge=judge,
         )
 
@@ -147,6 +151,7 @@ async def grade(item: Item, answer: Answer, *, judge: Panelist) -> tuple[Graded,
             item=item.id,
             model=answer.model,
             turn=turn,
+            sample=answer.sample,
             grade=None,
             length=0 if missing else len(answer.texts[turn]),
             skill=item.skill,
@@ -170,7 +175,7 @@ async def grade(item: Item, answer: Answer, *, judge: Panelist) -> tuple[Graded,
             wording.prompt(question),
             read,
             sought=f"no last line {marker}: 1 to 10",
-            about=(item.id, item.skill, answer.model, f"turn {turn}"),
+            about=(item.id, item.skill, answer.model, answer.sample, f"turn {turn}"),
             judge=judge,
         )
         return replace(row, grade=said.value, reasons=said.reasons, problem=said.problem, unread=said.unread)
@@ -226,7 +231,7 @@ async def _ask(
     read: Callable[[str], tuple[T, str] | None],
     *,
     sought: str,
-    about: Sequence[str],
+    about: Sequence[str | int],
     judge: Panelist,
 ) -> _Said[T]:
     lineage = json.dumps([judge.name, *about])

@@ -58,6 +58,8 @@ class Verdict(_Row):
     """With the candidate shown second."""
     lengths: tuple[int, int]
     """Characters of the candidate's and of the baseline's answer, over all turns."""
+    sample: int = 0
+    """Which of the two models' answers to the item, where there are several."""
     skill: str = ""
     difficulty: float | None = None
     how: How = "asked"
@@ -108,6 +110,8 @@ class Graded(_Row):
     model: str
     turn: int
     """Of the answer that was graded, from 0."""
+    sample: int = 0
+    """Which of the model's answers to the item, where there are several."""
     grade: float | None
     length: int
     """Characters of what was graded."""
