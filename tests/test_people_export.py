@@ -69,6 +69,8 @@ def test_sides_are_balanced_for_each_rater_and_not_the_same_for_all(exported: tu
     for own in asked.values():
         exchanged = sum(line.exchanged for line in own)
         assert abs(2 * exchanged - len(own)) <= 1
+        changes = sum(one.exchanged != after.exchanged for one, after in itertools.pairwise(own))
+        assert changes > len(own) // 5
         assert all((line.sides[0] in (MODELS[1],) or line.sides[0].endswith("/0")) == line.exchanged for line in own)
     seen: dict[str, set[bool]] = {}
     for line in itertools.chain.from_iterable(asked.values()):
