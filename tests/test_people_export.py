@@ -169,6 +169,21 @@ def test_what_a_model_did_not_answer_is_left_out_and_told(tmp_path: Path) -> Non
     assert done.notes == ("2 comparisons are left out: a model gave no answer",)
 
 
+def test_of_several_answers_people_see_the_first(tmp_path: Path) -> None:
+    items = [an_item(n) for n in range(4)]
+    answers = [
+        replace(an_answer(item, model), sample=sample, texts=(f"sample {sample}",))
+        for item in items
+        for model in MODELS
+        for sample in (0, 1)
+    ]
+    done = export_human(tmp_path / "out", items, answers, raters=1, seed=0)
+    assert (done.comparisons, done.notes) == (4, ("people see the first of several answers of a model to an item",))
+    shown = (tmp_path / "out" / "items.jsonl").read_text()
+    assert "sample 0" in shown
+    assert "sample 1" not in shown
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,7 @@ class Judged:
     candidate: str
     baseline: str
     strict: int | None
+    sample: int = 0
 
 
 def judged(judge: str, verdict: Callable[[int], int | None], *, pair: tuple[str, str] = MODELS) -> list[Judged]:
@@ -227,6 +228,7 @@ def test_judges_stand_beside_people(export: Export, tmp_path: Path) -> None:
         *judged("wrong", lambda _: -1),
         *judged("lazy", lambda n: None if n % 2 else 1),
         *judged("other models", lambda _: 1, pair=("x", "y")),
+        *(replace(one, sample=1) for one in judged("right", lambda _: -1)),
     ]
     (pair,) = imported(export, all_returned(export, tmp_path, rater_1=doubtful), verdicts=verdicts).compared
     by_name = {one.judge: one for one in pair.judges}

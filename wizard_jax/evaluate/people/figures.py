@@ -26,8 +26,10 @@ _MOST_APART = 4.0  # of two grades from 1 to 5
 
 
 class JudgeVerdict(Protocol):
-    """What one judge said of one pair: `strict` is 1 where both orders prefer the candidate, -1 the baseline, else 0,
-    and None where one was not graded."""
+    """What one judge said of one pair: `strict` is 1 where both orders prefer the candidate, -1 the baseline, else 0.
+
+    It is None where an order was not graded. Only verdicts on sample 0, which people see, stand beside theirs.
+    """
 
     @property
     def judge(self) -> str: ...
@@ -37,6 +39,8 @@ class JudgeVerdict(Protocol):
     def candidate(self) -> str: ...
     @property
     def baseline(self) -> str: ...
+    @property
+    def sample(self) -> int: ...
     @property
     def strict(self) -> int | None: ...
 
@@ -237,7 +241,7 @@ def _judges(
     judged: dict[str, dict[str, float]] = {}
     for one in verdicts:
         sign = {pair: 1, pair[::-1]: -1}.get((one.candidate, one.baseline))
-        if sign and one.strict is not None:
+        if sign and one.sample == 0 and one.strict is not None:
             judged.setdefault(one.judge, {})[one.item] = float(sign * one.strict)
     found = []
     for judge, own in judged.items():

@@ -114,7 +114,8 @@ def compared_answers(
 ) -> tuple[tuple[Question, ...], tuple[str, ...]]:
     """A question for each item and each pair of models, or each model and the baseline; and notes on what is left out.
 
-    The candidate is the first side, the baseline (of every pair: the model named later) the second.
+    The candidate is the first side, the baseline (of every pair: the model named later) the second. Of several answers
+    of a model to an item, people see the first.
 
     Raises:
       PeopleError: fewer than two models, an unknown baseline, or not one item that two models have answered.
@@ -125,7 +126,7 @@ def compared_answers(
     if baseline and baseline not in models:
         raise PeopleError(f"baseline {baseline!r} has answered nothing; the models are {', '.join(models)}")
     pairs = [(one, baseline) for one in models if one != baseline] if baseline else [*itertools.combinations(models, 2)]
-    said = {(answer.item, answer.model): answer for answer in answers}
+    said = {(answer.item, answer.model): answer for answer in answers if answer.sample == 0}
     questions, left_out = [], 0
     for item, pair in itertools.product(items, pairs):
         found = [said.get((item.id, model)) for model in pair]
@@ -145,8 +146,10 @@ def compared_answers(
         )
     if not questions:
         raise PeopleError("not one item has answers of two models: there is nothing to compare")
-    notes = (f"{left_out:,} comparisons are left out: a model gave no answer",) if left_out else ()
-    return tuple(questions), notes
+    notes = [f"{left_out:,} comparisons are left out: a model gave no answer"] if left_out else []
+    if any(answer.sample for answer in answers):
+        notes.append("people see the first of several answers of a model to an item")
+    return tuple(questions), tuple(notes)
 
 
 def compared_instructions(pairs: Iterable[InstructionPair]) -> tuple[Question, ...]:
