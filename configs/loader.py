@@ -407,8 +407,8 @@ def _override_value(state: _Assembly, path: str, text: str) -> Any:
     """Text as it stands for a path that holds text, else gin's value of it."""
     where = f"{COMMAND_LINE}: {path}={text}"
     place = _locate(state, path)
-    if place.problem and not _is_macro(state.root, path):
-        return text
+    if place.unchosen or (place.problem and not _is_macro(state.root, path)):
+        return text  # which of the two it is, is told by the check of choices
     if place.field is not None and place.field.components and text.isidentifier() and text != "None":
         return text  # a type without its @: told by the check of choices
     if place.field is None or place.field.components:

@@ -158,7 +158,7 @@ class Expected:
         return lines
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """Requests that are alike."""
 
     number: float
@@ -183,8 +183,8 @@ def expected(
     """
     seeds = list(seeds)
     mean = _Mean(
-        instruction=statistics.fmean(_tokens(seed.instruction) for seed in seeds),
-        context=statistics.fmean(sum(_tokens(turn.content) for turn in seed.context) for seed in seeds),
+        instruction=statistics.fmean(tokens_of(seed.instruction) for seed in seeds),
+        context=statistics.fmean(sum(tokens_of(turn.content) for turn in seed.context) for seed in seeds),
         unanswered=statistics.fmean(not (config.answer_seeds == "keep" and seed.answer) for seed in seeds),
     )
     lengths = {round_: mean.instruction + ADDED_TOKENS * round_ for round_ in range(config.rounds + 1)}
@@ -192,7 +192,7 @@ def expected(
     requests = [*_of_lineages(config, mean, lengths=list(lengths.values()), total=total), ranking]
     measuring = _measuring(lengths, config=config, total=total)
     requests += [asked._replace(number=total * asked.number) for asked in measuring]
-    said = _summed(requests, prices=prices)
+    said = summed(requests, prices=prices)
     return replace(said, ranking_usd=_usd(ranking, prices=prices))
 
 
@@ -201,12 +201,12 @@ def expected_answers(
 ) -> Expected:
     """What answering `total` records like those of a sample takes; tokens as in `expected`."""
     lengths = (
-        _tokens(answer_prompt(config.style, record.instruction, words=config.words))
-        + sum(_tokens(turn.content) for turn in record.context)
+        tokens_of(answer_prompt(config.style, record.instruction, words=config.words))
+        + sum(tokens_of(turn.content) for turn in record.context)
         for record in records
     )
-    asked = _Asked(total, config.llm, model_name(config.llm), statistics.fmean(lengths), 0, answers=1)
-    return _summed([asked], prices=prices)
+    asked = Asked(total, config.llm, model_name(config.llm), statistics.fmean(lengths), 0, answers=1)
+    return summed([asked], prices=prices)
 
 
 def expected_measuring(
@@ -218,12 +218,12 @@ def expected_measuring(
         for lineage in lineages
         for asked in _measuring(_lengths(lineage), config=config, total=total)
     ]
-    return _summed(requests, prices=prices)
+    return summed(requests, prices=prices)
 
 
 def _lengths(lineage: Lineage) -> dict[int, float]:
     """Tokens of the instructions, by round."""
-    return {record.round: _tokens(record.instruction) for record in lineage.records}
+    return {record.round: tokens_of(record.instruction) for record in lineage.records}
 
 
 def measuring_usd(
@@ -244,7 +244,7 @@ def measuring_usd(
     scale, thought = 1.0, 0.0
     if judged:
         heard = [verdicts[record.round] for record in judged]
-        prompts = (_tokens(equal_prompt(by_id[record.parent], record.instruction)) for record in judged)
+        prompts = (tokens_of(equal_prompt(by_id[record.parent], record.instruction)) for record in judged)
         scale = sum(one.input_tokens for one in heard) / math.fsum(prompts)
         thought = max(0.0, sum(one.output_tokens for one in heard) / len(judged) - _VERDICT_TOKENS)
     return math.fsum(
@@ -256,7 +256,7 @@ def measuring_usd(
     )
 
 
-def _usd(asked: _Asked, *, prices: Mapping[Provider, Prices], answer: int = 0) -> float:
+def _usd(asked: Asked, *, prices: Mapping[Provider, Prices], answer: int = 0) -> float:
     """USD of such requests, with answers of so many tokens."""
     output_tokens = round(asked.output_tokens + asked.answers * answer)
     return asked.number * prices[asked.provider].usd(
@@ -264,7 +264,7 @@ def _usd(asked: _Asked, *, prices: Mapping[Provider, Prices], answer: int = 0) -
     )
 
 
-def _summed(requests: Sequence[_Asked], *, prices: Mapping[Provider, Prices]) -> Expected:
+def summed(requests: Sequence[Asked], *, prices: Mapping[Provider, Prices]) -> Expected:
     return Expected(
         requests=round(sum(asked.number for asked in requests)),
         input_tokens=round(sum(asked.number * asked.input_tokens for asked in requests)),
@@ -284,27 +284,27 @@ class _Mean(NamedTuple):
     unanswered: float
 
 
-def _of_lineages(config: EvolveConfig, mean: _Mean, *, lengths: Sequence[float], total: int) -> Iterator[_Asked]:
+def _of_lineages(config: EvolveConfig, mean: _Mean, *, lengths: Sequence[float], total: int) -> Iterator[Asked]:
     """The requests of lineages as they evolve, by kind; `lengths` are those of their instructions, by round."""
     answerer, judge = config.answerer or config.llm, config.judge or config.llm
     mixture = config.mixture or Mixture(models=(model_name(config.llm),), weights=(1.0,))
-    rewriting = statistics.fmean(_tokens(OPERATIONS[name].prompt("")) for name in config.operations)
+    rewriting = statistics.fmean(tokens_of(OPERATIONS[name].prompt("")) for name in config.operations)
     for round_, length in enumerate(lengths):
         answered = total if round_ else total * mean.unanswered
-        yield _Asked(answered, answerer, model_name(answerer), mean.context + length, 0, answers=1)
+        yield Asked(answered, answerer, model_name(answerer), mean.context + length, 0, answers=1)
     for before, after in itertools.pairwise(lengths):
         for model, weight in zip(mixture.models, mixture.weights, strict=True):
             share = weight / sum(mixture.weights)
-            yield _Asked(total * share, config.llm, model, rewriting + mean.context + before, after)
+            yield Asked(total * share, config.llm, model, rewriting + mean.context + before, after)
         judged = statistics.fmean(OPERATIONS[name].judged_by in config.eliminate for name in config.operations)
-        asked = _tokens(equal_prompt("", "")) + before + after
-        yield _Asked(total * judged, judge, model_name(judge), asked, _VERDICT_TOKENS)
+        asked = tokens_of(equal_prompt("", "")) + before + after
+        yield Asked(total * judged, judge, model_name(judge), asked, _VERDICT_TOKENS)
     scored = total if _scores_as_it_goes(config) else 0
     for length in lengths[:-1]:
         yield _score(length, config=config, number=scored)
 
 
-def _measuring(lengths: Mapping[int, float], *, config: EvolveConfig, total: int) -> Iterator[_Asked]:
+def _measuring(lengths: Mapping[int, float], *, config: EvolveConfig, total: int) -> Iterator[Asked]:
     """What the judge of the finished records is asked of a lineage, and how likely; `lengths` are tokens by round.
 
     He is asked of a sample, and not again what he said in a pilot or when a lineage was to end. A shard has none.
@@ -329,18 +329,18 @@ def _piloted(config: EvolveConfig) -> int:
     return config.pilot.lineages if needs_pilot(config) else 0
 
 
-def _score(length: float, *, config: EvolveConfig, number: float) -> _Asked:
+def _score(length: float, *, config: EvolveConfig, number: float) -> Asked:
     judge = config.judge or config.llm
-    return _Asked(number, judge, model_name(judge), _tokens(score_prompt("")) + length, _VERDICT_TOKENS)
+    return Asked(number, judge, model_name(judge), tokens_of(score_prompt("")) + length, _VERDICT_TOKENS)
 
 
-def _ranking(lengths: Collection[float], *, config: EvolveConfig, number: float) -> _Asked:
+def _ranking(lengths: Collection[float], *, config: EvolveConfig, number: float) -> Asked:
     judge = config.judge or config.llm
-    asked = _tokens(rank_prompt(["", ""])) + sum(lengths)
-    return _Asked(number, judge, model_name(judge), asked, _VERDICT_TOKENS * len(lengths))
+    asked = tokens_of(rank_prompt(["", ""])) + sum(lengths)
+    return Asked(number, judge, model_name(judge), asked, _VERDICT_TOKENS * len(lengths))
 
 
-def _tokens(text: str) -> float:
+def tokens_of(text: str) -> float:
     return len(text.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN
 
 

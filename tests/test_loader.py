@@ -70,6 +70,11 @@ def test_components_by_name_are_as_many_as_are_chosen_in_the_order_of_the_files(
     assert files.load(BASE).arms == {}
 
 
+def test_text_below_a_component_that_is_left_out_is_told_once(files: Files) -> None:
+    (told,) = files.problems(BASE, "arms.a=None", "arms.a.peak_lr=slow")
+    assert told == "command line: arms.a.peak_lr: has no effect, as arms.a is None (command line)"
+
+
 def test_the_order_of_names_is_no_part_of_what_a_stage_is_told(files: Files) -> None:
     first, second = (
         files.load(BASE + text) for text in ("arms.a = @Lion\narms.b = @AdamW\n", "arms.b = @AdamW\narms.a = @Lion\n")

@@ -243,6 +243,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from wizard_jax.doctor import check_platforms
     from wizard_jax.evaluate.config import EvalConfig
     from wizard_jax.evaluate.evaluate import evaluate
+    from wizard_jax.evaluate.judged_results import comparison_rows, judge_rows
     from wizard_jax.evaluate.results import score_rows
     from wizard_jax.progress import show_progress, show_table
 
@@ -250,9 +251,9 @@ def _eval(arguments: argparse.Namespace) -> None:
     config = _load(EvalConfig, arguments)
     with show_progress("eval") as progress:
         results = evaluate(config, arguments.out, progress=progress, say=say)
-    head, rows = score_rows(results)
-    if rows:
-        show_table(head, rows)
+    for head, rows in (score_rows(results), judge_rows(results), comparison_rows(results)):
+        if rows:
+            show_table(head, rows)
     say(f"answers and results are in {arguments.out}")
 
 

@@ -192,3 +192,10 @@ async def _answer(item: Item, sample: int, *, model: str, asked: Asked, config: 
 def hosted(participants: Mapping[str, Participant]) -> dict[str, Any]:
     """Those that are asked over HTTP, or simulated, by role."""
     return {role: one for role, one in participants.items() if not isinstance(one, Local)}
+
+
+def together(participants: Mapping[str, Participant]) -> list[list[str]]:
+    """Hosted models all at once, and then each of this project's alone, for it takes memory."""
+    remote = [name for name, one in participants.items() if not isinstance(one, Local)]
+    own = [[name] for name, one in participants.items() if isinstance(one, Local)]
+    return [remote, *own] if remote else own

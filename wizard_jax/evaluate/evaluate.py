@@ -1,6 +1,6 @@
 """`wizard eval`: what models say to the items of a task, what programs and judges find of it, and results.json.
 
-    out/config.gin  journal.sqlite  answers.jsonl  results.json  complete.json (last)
+    out/config.gin  journal.sqlite  answers.jsonl  verdicts.jsonl  grades.jsonl  results.json  complete.json (last)
 
 Every reply is committed to the journal before it is used, so a run that was stopped asks only for what is missing.
 """
@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
 from configs.folder import COMPLETE, open_stage, read_complete, write_atomically
 from configs.interrupt import StopFlag, stop_flag
 from data_gen.llm.budget import Ledger
@@ -24,14 +23,17 @@ from data_gen.llm.journal import JOURNAL, Journal
 from data_gen.llm.pricing import dollars
 from data_gen.llm.stack import Prepared, Sending, open_stack, prepare
 from data_gen.side_by_side import BudgetReached
-from wizard_jax.evaluate.answering import Asked, Asking, answers_of, hosted
-from wizard_jax.evaluate.config import EvalConfig, Local, Participant, SimulatedWorld
+from wizard_jax.evaluate.answering import Asked, Asking, answers_of, hosted, together
+from wizard_jax.evaluate.checks import check
+from wizard_jax.evaluate.config import EvalConfig, Participant, SimulatedWorld
+from wizard_jax.evaluate.forecast import expected, pieces_in_all
 from wizard_jax.evaluate.items import Answer, Item, Items, Score
-from wizard_jax.evaluate.local_chat import check_local
+from wizard_jax.evaluate.judged_results import GRADES, VERDICTS, judged_results
+from wizard_jax.evaluate.judging.calibration import KnownTruth, known_truth
+from wizard_jax.evaluate.judging.panel import Answers, Judged, judged
 from wizard_jax.evaluate.results import ANSWERS, RESULTS, answer_rows, model_results
 from wizard_jax.evaluate.tasks import simulated_world
 from wizard_jax.progress import Progress
-from wizard_jax.runs import find_model
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,22 @@ def evaluate(
         with open_stage(out, config, stage="eval"):
             return read_complete(out)
     # What can be wrong, before there is a folder
-    _check(config)
+    check(config)
     task = TASKS[type(config.task)]
     items = task.read(config.task)
     asked = items.items[: config.limit or None]
     for note in items.notes:
         say(note)
-    prepared = prepare(hosted({f"models.{name}": model for name, model in config.models.items()}))
+    known = known_truth(config.gates.pairs if config.judges else 0, seed=config.gates.seed)
+    prepared = prepare(hosted(_participants(config)))
+    for line in expected(config, asked, known, prices=prepared.prices).told():
+        say(line)
     with open_stage(out, config, stage="eval") as folder:
         with stop_flag() as stop:
-            answers = asyncio.run(_ask(config, out, prepared, items=asked, progress=progress, stop=stop))
+            work = Work(items=asked, known=known, progress=progress, stop=stop)
+            answers = asyncio.run(_ask(config, out, prepared, work))
         rows = answer_rows(asked, answers.answers, score=task.score)
-        write_atomically(out / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        _write_rows(out / ANSWERS, rows)
         results = {
             "task": {
                 "name": type(config.task).__name__,
@@ -88,75 +94,63 @@ def evaluate(
             },
             "spent": answers.spent,
         }
+        if config.judges:
+            _write_rows(out / VERDICTS, [row.to_dict() for row in answers.judged.verdicts])
+            _write_rows(out / GRADES, [row.to_dict() for row in answers.judged.grades])
+            results |= judged_results(config, answers.judged, asked, families=items.families)
         write_atomically(out / RESULTS, json.dumps(results, indent=2) + "\n")
         folder.complete(results)
     return results
 
 
-def _check(config: EvalConfig) -> None:
-    """Raises UserError: what could not be evaluated."""
-    if not config.models:
-        raise UserError(
-            "models names nobody: say who is evaluated, as in models.mine = @Local and models.mine.path = 'run'"
-        )
-    if config.baseline and config.baseline not in config.models:
-        raise UserError(f"baseline is {config.baseline!r}, which is none of models: {', '.join(config.models)}")
-    for name in ("max_tokens", "concurrency", "max_attempts", "samples"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} is {getattr(config, name)}: must be at least 1")
-    if config.samples > 1 and not config.temperature > 0:
-        raise UserError(
-            f"samples is {config.samples} and temperature {config.temperature}: every answer to an item would be the "
-            "same; set temperature above 0, or samples to 1"
-        )
-    if config.limit < 0:
-        raise UserError(f"limit is {config.limit}: a number of items, or 0 for all")
-    for name, model in config.models.items():
-        if isinstance(model, Local):
-            check_local(model, setting=f"models.{name}")
-            if isinstance(config.task, SimulatedWorld):
-                _check_held_out(model, config.task)
+def _participants(config: EvalConfig) -> dict[str, Participant]:
+    """All that are asked, by where they stand in the config."""
+    models = {f"models.{name}": model for name, model in config.models.items()}
+    return models | {f"judges.{name}.llm": judge.llm for name, judge in config.judges.items()}
 
 
-def _check_held_out(model: Local, task: SimulatedWorld) -> None:
-    named = {Path(folder).resolve() for folder in task.held_out_from}
-    for dataset in find_model(Path(model.path), step=model.step).trained_on:
-        if Path(dataset).resolve() not in named:
-            raise UserError(
-                f"{model.path} was trained on {dataset}, which task.held_out_from does not name: "
-                "add it, or the tasks may be ones that it was trained on"
-            )
+def _write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What there is to ask."""
+
+    items: Sequence[Item]
+    known: KnownTruth
+    progress: Progress
+    stop: StopFlag
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What models said, and what is to be told of each."""
+    """What models and judges said, and what is to be told of each model."""
 
-    answers: Mapping[str, Mapping[str, tuple[Answer, ...]]]
-    """By model and item, as many as there are samples."""
+    answers: Answers
     told: Mapping[str, dict[str, Any]]
+    judged: Judged
     spent: dict[str, float]
 
 
-async def _ask(
-    config: EvalConfig, out: Path, prepared: Prepared, *, items: Sequence[Item], progress: Progress, stop: StopFlag
-) -> Answered:
-    total, done = len(items) * len(config.models) * config.samples, 0
+async def _ask(config: EvalConfig, out: Path, prepared: Prepared, work: Work) -> Answered:
+    items = work.items
     async with Journal.open(out / JOURNAL) as journal:
         ledger = Ledger(config.budget, spent=journal.spent)
         async with open_stack(prepared, journal=journal, ledger=ledger, sending=Sending.of(config)) as stack:
-            asking = Asking(config, journal, stack, stop)
+            asking = Asking(config, journal, stack, work.stop)
             answers: dict[str, dict[str, tuple[Answer, ...]]] = {}
             told: dict[str, dict[str, Any]] = {}
+            total, done = pieces_in_all(config, len(items), work.known), 0
 
-            def tell(_: Answer) -> None:
+            def tell(*_: Answer) -> None:
                 nonlocal done
                 done += 1
                 spent = dollars(journal.spent.usd)
-                progress(done, total, {"asked": journal.asked, "from the journal": journal.cached, "spent": spent})
+                work.progress(done, total, {"asked": journal.asked, "from the journal": journal.cached, "spent": spent})
 
             try:
-                for names in _together(config.models):
+                for names in together(config.models):
                     async with contextlib.AsyncExitStack() as opened:
                         asked = {
                             name: await opened.enter_async_context(
@@ -166,16 +160,11 @@ async def _ask(
                         }
                         told |= {name: _told(name, config.models[name], one) for name, one in asked.items()}
                         answers |= await answers_of(items, asked=asked, asking=asking, tell=tell)
+                found = await judged(items, answers, known=work.known, asking=asking, tell=tell)
             except BudgetSpent as error:
-                left = f"{total - done:,} of {total:,} answers are left"
-                raise BudgetReached(f"{error}. What was answered is kept; {left}") from error
-            return Answered(answers, told, journal.spent._asdict())
-
-
-def _together(models: Mapping[str, Participant]) -> list[list[str]]:
-    """Hosted models all at once, and then each of this project's alone, for it takes memory."""
-    remote = [name for name, model in models.items() if not isinstance(model, Local)]
-    return [*([remote] if remote else []), *([name] for name, model in models.items() if isinstance(model, Local))]
+                left = f"{total - done:,} of {total:,} answers and verdicts are left"
+                raise BudgetReached(f"{error}. What was said so far is kept; {left}") from error
+            return Answered(answers, told, found, journal.spent._asdict())
 
 
 def _told(name: str, participant: Any, asked: Asked) -> dict[str, Any]:

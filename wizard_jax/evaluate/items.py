@@ -46,6 +46,8 @@ class Items:
     """Of the file, or of what drew them."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know of them, such as items that are there twice."""
+    families: Mapping[str, str] = field(default_factory=dict)
+    """Which skills belong together where each has too few items to speak of alone."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What results.json says of the task beside that."""
 

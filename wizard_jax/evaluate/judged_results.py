@@ -1,0 +1,97 @@
+"""What results.json says of judging: each judge's health, and the comparisons by those that count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from data_gen.judging import wording
+from wizard_jax.evaluate.comparing import capacities, comparisons, strengths
+from wizard_jax.evaluate.config import EvalConfig
+from wizard_jax.evaluate.items import Item
+from wizard_jax.evaluate.judging.calibration import Calibration
+from wizard_jax.evaluate.judging.health import Health, between, health
+from wizard_jax.evaluate.judging.panel import Judged, pairings
+from wizard_jax.evaluate.statistics.bootstrap import Bootstrap
+
+VERDICTS = "verdicts.jsonl"
+GRADES = "grades.jsonl"
+
+
+def judged_results(
+    config: EvalConfig, found: Judged, items: Sequence[Item], *, families: Mapping[str, str]
+) -> dict[str, Any]:
+    """The parts "judges", "agreement", "comparisons", "strengths" and "capacity"."""
+    bootstrap = Bootstrap(seed=config.seed)
+    healths = {
+        name: health(
+            name,
+            verdicts=found.verdicts,
+            grades=found.grades,
+            calibration=found.calibrations.get(name, Calibration()),
+            gates=config.gates,
+            bootstrap=bootstrap,
+        )
+        for name in config.judges
+    }
+    counted = [name for name, judge in config.judges.items() if judge.counts == "always" or not healths[name].failed]
+    pairs = pairings(config)
+    told: dict[str, Any] = {
+        "judges": {
+            name: {**_health(one), "model": found.models[name], "counts": name in counted}
+            for name, one in healths.items()
+        },
+        "prompts": wording.version(),
+        "agreement": [asdict(one) for one in between(found.verdicts, bootstrap=bootstrap)],
+        "comparisons": comparisons(
+            found.verdicts, pairs, items, counted=counted, families=families, bootstrap=bootstrap
+        ),
+    }
+    if len(config.models) > 2:
+        told["strengths"] = strengths(found.verdicts, counted=counted, bootstrap=bootstrap)
+    if found.grades:
+        told["capacity"] = capacities(
+            found.grades,
+            list(config.models),
+            items,
+            baseline=config.baseline,
+            counted=counted,
+            bootstrap=bootstrap,
+        )
+    return told
+
+
+def _health(found: Health) -> dict[str, Any]:
+    return {name: value for name, value in asdict(found).items() if name != "judge"}
+
+
+def judge_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A table of the judges: its head, and a row for each gate that one failed, or for one that failed none."""
+    rows: list[tuple[str, ...]] = []
+    for name, told in results.get("judges", {}).items():
+        counts = "counts" if told["counts"] else "does not count"
+        rows += [(name, counts, line) for line in told["failed"]] or [(name, counts, "passed every gate")]
+    return ("judge", "", "gates"), rows
+
+
+def comparison_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A table of the comparisons: its head, and a row for each."""
+    rows: list[tuple[str, ...]] = []
+    for told in results.get("comparisons", []):
+        rate = told["win_rate"]
+        pair = f"{told['candidate']} against {told['baseline']}"
+        if "none" in rate:
+            rows.append((pair, rate["none"], "", "", ""))
+            continue
+        found = rate["estimate"]
+        counts = f"{rate['wins']} / {rate['ties']} / {rate['losses']}"
+        shares = [f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]", counts, f"{rate['p']:.3f}"]
+        controlled = told["length_controlled"]
+        if "none" in controlled:
+            shares.append(controlled["none"])
+        else:
+            equal = controlled["controlled"]
+            shares.append(f"{equal['value']:.3f} [{equal['low']:.3f}, {equal['high']:.3f}]")
+        rows.append((pair, *shares))
+    return ("comparison", "win rate, 95 % interval", "wins / ties / losses", "sign test p", "at equal length"), rows
