@@ -243,16 +243,16 @@ def _eval(arguments: argparse.Namespace) -> None:
     from wizard_jax.doctor import check_platforms
     from wizard_jax.evaluate.config import EvalConfig
     from wizard_jax.evaluate.evaluate import evaluate
-    from wizard_jax.evaluate.results import score_rows
+    from wizard_jax.evaluate.results import measure_rows, score_rows
     from wizard_jax.progress import show_progress, show_table
 
     check_platforms()
     config = _load(EvalConfig, arguments)
     with show_progress("eval") as progress:
         results = evaluate(config, arguments.out, progress=progress, say=say)
-    head, rows = score_rows(results)
-    if rows:
-        show_table(head, rows)
+    for head, rows in (score_rows(results), measure_rows(results)):
+        if rows:
+            show_table(head, rows)
     say(f"answers and results are in {arguments.out}")
 
 

@@ -25,11 +25,21 @@ from data_gen.llm.pricing import dollars
 from data_gen.llm.stack import Prepared, Sending, open_stack, prepare
 from data_gen.side_by_side import BudgetReached
 from wizard_jax.evaluate.answering import Asked, Asking, answers_of, hosted
-from wizard_jax.evaluate.config import EvalConfig, Local, Participant, SimulatedWorld
+from wizard_jax.evaluate.config import (
+    GSM8K,
+    EvalConfig,
+    IFEval,
+    Local,
+    MTBench,
+    Participant,
+    SimulatedWorld,
+    VicunaBench,
+    WizardLMTestSet,
+)
 from wizard_jax.evaluate.items import Answer, Item, Items, Score
 from wizard_jax.evaluate.local_chat import check_local
 from wizard_jax.evaluate.results import ANSWERS, RESULTS, answer_rows, model_results
-from wizard_jax.evaluate.tasks import simulated_world
+from wizard_jax.evaluate.tasks import gsm8k, ifeval, mt_bench, simulated_world, vicuna, wizardlm
 from wizard_jax.progress import Progress
 from wizard_jax.runs import find_model
 
@@ -44,6 +54,11 @@ class AnsweredTask:
 
 TASKS: Mapping[type, AnsweredTask] = {
     SimulatedWorld: AnsweredTask(simulated_world.read, simulated_world.score),
+    WizardLMTestSet: AnsweredTask(wizardlm.read),
+    VicunaBench: AnsweredTask(vicuna.read),
+    MTBench: AnsweredTask(mt_bench.read),
+    IFEval: AnsweredTask(ifeval.read, ifeval.score),
+    GSM8K: AnsweredTask(gsm8k.read, gsm8k.score),
 }
 
 
