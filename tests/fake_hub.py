@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("/lfs/"):
             self.hub.blobs[path.removeprefix("/lfs/")] = body
             return self._answer(200)
-        found = re.match(r"(?:/api/models)?/([\w.-]+/[\w.-]+?)(\.git/info/lfs/objects/batch|/.*|)$", path)
+        found = re.match(r"(?:/api/models|/datasets)?/([\w.-]+/[\w.-]+?)(\.git/info/lfs/objects/batch|/.*|)$", path)
         repo = self.hub.repos.get(found[1]) if found else None
         if found is None or repo is None:
             return self._answer(404, b"", X_Error_Code="RepoNotFound")

@@ -47,6 +47,7 @@ LEFT_OPEN = {
     "tokenizer": "tokenizer.model",
     "model": "runs/evolved",
     "task.held_out_from": "('evolved',)",
+    "task.path": "test.jsonl",
 }
 """Where things lie is the user's to say; all else a file says itself."""
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from chat_tokenizers import like_opt
 from fake_hub import FakeHub, Repo, fake_hub
+from task_files import VICUNA, write_rows
 from tiny_flow import Flow
 
-from configs.folder import load_config
+from configs.folder import load_config, read_complete
 from wizard_jax.convert.imported import ImportConfig
 from wizard_jax.tokenizer import Tokenizer
 from wizard_jax.transfer import export_model
@@ -135,6 +136,25 @@ def test_what_can_not_be_fetched_is_said_in_one_message(
     assert "hf_secret" not in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_a_task_s_file_is_read_from_a_data_set(wizard: Wizard, hub: FakeHub, tmp_path: Path) -> None:
+    path, sha256 = write_rows(tmp_path / "question.jsonl", VICUNA)
+    hub.repos["org/bench"] = Repo(files={"data/question.jsonl": Path(path).read_bytes()})
+    config = tmp_path / "vicuna.gin"
+    config.write_text("task = @VicunaBench\nmodels.teacher = @Simulated\n")
+    task = ("task.path=hf://org/bench/data/question.jsonl", f"task.sha256={sha256}")
+    code, _, errors = wizard("eval", config, "--out", tmp_path / "eval", *task)
+    assert code == 0, errors
+    assert read_complete(tmp_path / "eval")["task"]["source"] == "hf://org/bench/data/question.jsonl"
+    for name, told in (
+        ("hf://org/bench/gone.jsonl", "the repository holds no such file"),
+        ("hf://org/gone/question.jsonl", "there is no such repository"),
+        ("hf://org/bench", "write it as hf://owner/name/FILE"),
+    ):
+        code, _, errors = wizard("eval", config, "--out", tmp_path / "other", f"task.path={name}")
+        assert (code, errors.count("wizard: ")) == (2, 1)
+        assert told in errors
 
 
 def test_an_export_is_pushed_in_one_commit_and_pushed_again_nothing_changes(

@@ -244,14 +244,14 @@ def _eval(arguments: argparse.Namespace) -> None:
     from wizard_jax.evaluate.config import EvalConfig
     from wizard_jax.evaluate.evaluate import evaluate
     from wizard_jax.evaluate.judged_results import comparison_rows, judge_rows
-    from wizard_jax.evaluate.results import score_rows
+    from wizard_jax.evaluate.results import measure_rows, score_rows
     from wizard_jax.progress import show_progress, show_table
 
     check_platforms()
     config = _load(EvalConfig, arguments)
     with show_progress("eval") as progress:
         results = evaluate(config, arguments.out, progress=progress, say=say)
-    for head, rows in (score_rows(results), judge_rows(results), comparison_rows(results)):
+    for head, rows in (score_rows(results), measure_rows(results), judge_rows(results), comparison_rows(results)):
         if rows:
             show_table(head, rows)
     say(f"answers and results are in {arguments.out}")

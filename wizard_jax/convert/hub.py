@@ -33,6 +33,7 @@ FETCHED = (
 """No code, no pickles; by their names, only at the top of the repository."""
 
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?/(?P<file>[\w./-]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -88,6 +89,22 @@ def fetch(model: HubModel) -> Path:
     return folder
 
 
+def fetch_file(name: str) -> Path:
+    """A file of a data set, `hf://owner/name/FILE` or `hf://owner/name@revision/FILE`, in the client's own cache.
+
+    Raises HubError.
+    """
+    told = _FILE.fullmatch(name.removeprefix(SCHEME))
+    if told is None:
+        raise HubError(
+            f"{name}: write it as {SCHEME}owner/name/FILE, or {SCHEME}owner/name@revision/FILE, of a data set"
+        )
+    from huggingface_hub import hf_hub_download
+
+    with _explained(name, "read"):
+        return Path(hf_hub_download(told["repo"], told["file"], repo_type="dataset", revision=told["revision"]))
+
+
 def push(folder: Path, repo: str) -> str:
     """Makes the repository hold the files of a folder, in one commit; where it does, nothing changes.
 
@@ -116,6 +133,7 @@ def _explained(name: str, done: str) -> Iterator[None]:
         (errors.GatedRepoError, "it is gated: ask for access on its page, and set HF_TOKEN"),
         (errors.RepositoryNotFoundError, "there is no such repository, or it is private: check the name, and HF_TOKEN"),
         (errors.RevisionNotFoundError, "it has no such revision: give a commit, a branch or a tag of it"),
+        (errors.RemoteEntryNotFoundError, "the repository holds no such file: see what its page lists"),
         (errors.LocalEntryNotFoundError, "the hub can not be reached, and the cache has no whole copy: try again"),
         (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set, and the cache has no whole copy: unset it"),
     )

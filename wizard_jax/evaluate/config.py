@@ -67,7 +67,8 @@ class MTBench:
 
     path: str = setting(doc="mt_bench/question.jsonl, or hf://owner/name/FILE")
     references: str = setting("", doc="mt_bench/reference_answer/gpt-4.jsonl, for judges; '': none")
-    sha256: str = setting("", doc="of another version of the questions; '': the published one")
+    sha256: str = setting("", doc="of another version of the questions, to take it all the same; '': the published one")
+    references_sha256: str = setting("", doc="of another version of the references, likewise")
 
 
 @dataclass(frozen=True, kw_only=True)

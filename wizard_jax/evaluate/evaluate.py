@@ -25,14 +25,23 @@ from data_gen.llm.stack import Prepared, Sending, open_stack, prepare
 from data_gen.side_by_side import BudgetReached
 from wizard_jax.evaluate.answering import Asked, Asking, answers_of, hosted, together
 from wizard_jax.evaluate.checks import check
-from wizard_jax.evaluate.config import EvalConfig, Participant, SimulatedWorld
+from wizard_jax.evaluate.config import (
+    GSM8K,
+    EvalConfig,
+    IFEval,
+    MTBench,
+    Participant,
+    SimulatedWorld,
+    VicunaBench,
+    WizardLMTestSet,
+)
 from wizard_jax.evaluate.forecast import expected, pieces_in_all
 from wizard_jax.evaluate.items import Answer, Item, Items, Score
 from wizard_jax.evaluate.judged_results import GRADES, VERDICTS, judged_results
 from wizard_jax.evaluate.judging.calibration import KnownTruth, known_truth
 from wizard_jax.evaluate.judging.panel import Answers, Judged, judged
 from wizard_jax.evaluate.results import ANSWERS, RESULTS, answer_rows, model_results
-from wizard_jax.evaluate.tasks import simulated_world
+from wizard_jax.evaluate.tasks import gsm8k, ifeval, mt_bench, simulated_world, vicuna, wizardlm
 from wizard_jax.progress import Progress
 
 
@@ -46,6 +55,11 @@ class AnsweredTask:
 
 TASKS: Mapping[type, AnsweredTask] = {
     SimulatedWorld: AnsweredTask(simulated_world.read, simulated_world.score),
+    WizardLMTestSet: AnsweredTask(wizardlm.read),
+    VicunaBench: AnsweredTask(vicuna.read),
+    MTBench: AnsweredTask(mt_bench.read),
+    IFEval: AnsweredTask(ifeval.read, ifeval.score),
+    GSM8K: AnsweredTask(gsm8k.read, gsm8k.score),
 }
 
 
@@ -69,7 +83,13 @@ def evaluate(
     asked = items.items[: config.limit or None]
     for note in items.notes:
         say(note)
-    known = known_truth(config.gates.pairs if config.judges else 0, seed=config.gates.seed)
+    is_rated = isinstance(config.task, GSM8K | IFEval)  # by a count, and not by a model's label
+    known = known_truth(
+        config.gates.pairs if config.judges else 0,
+        seed=config.gates.seed,
+        items=asked if config.judges and is_rated else (),
+        source=type(config.task).__name__,
+    )
     prepared = prepare(hosted(_participants(config)))
     for line in expected(config, asked, known, prices=prepared.prices).told():
         say(line)

@@ -31,6 +31,9 @@ class Item:
     """For judges: a right answer to each turn."""
     target: str = ""
     """For a program: the right result."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """By the name of a score, how much the item counts in it: 1 where it is not named, and 0 if it can not be scored.
+    Of a share of several parts it is their number."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """What the task's own `score` needs beside that."""
 

@@ -6,8 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from data_gen.measure.estimates import mean_of
+import numpy as np
+
 from wizard_jax.evaluate.items import Answer, Item, Score
+from wizard_jax.evaluate.statistics.bootstrap import Bootstrap, divided, estimate
 from wizard_jax.evaluate.statistics.shares import wilson
 
 ANSWERS = "answers.jsonl"
@@ -41,6 +43,7 @@ def answer_rows(
                     "problem": answer.problem,
                     "extracted": "" if found is None else found.extracted,
                     "scores": {} if found is None else dict(found.values),
+                    "weights": dict(item.weights),
                 }
             )
     return rows
@@ -53,34 +56,42 @@ def model_results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "answered": sum(not row["problem"] for row in rows),
         "not_answered": dict(Counter(row["problem"] for row in rows if row["problem"])),
         "cut": sum("length" in row["finish_reasons"] for row in rows),
+        "not_scored": sum(0 in row["weights"].values() for row in rows),
         "scores": _shares(rows),
         "bands": {band: _shares([row for row in rows if row["band"] == band]) for band in bands},
     }
 
 
-def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """By the name of a score: its mean over items, and over the samples of each; one not answered is none right."""
     names = dict.fromkeys(name for row in rows for name in row["scores"])
-    return {name: _share(rows, name) for name in names}
+    return {name: _share([row for row in rows if row["weights"].get(name, 1)], name) for name in names}
 
 
-def _share(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
-    """With its 95 % interval: of a share (Wilson 1927), or resampling items, each with all its samples."""
+def _share(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """With its 95 % interval: that of a share where every score is 0 or 1 (Wilson 1927), else by resampling items.
+
+    An item is drawn with all its samples; where it counts for several parts, it is drawn with all of them.
+    """
     items: defaultdict[str, list[float]] = defaultdict(list)
     for row in rows:
         items[row["id"]].append(row["scores"].get(name, 0.0))
-    if len(rows) == len(items):
-        return wilson(sum(row["scores"].get(name, 0.0) for row in rows), len(rows))._asdict()
-    means = [sum(of_item) / len(of_item) for of_item in items.values()]
-    found = mean_of(means, seed=0)
-    assert found is not None
-    low, high = (found.value if end is None else end for end in (found.low, found.high))
-    return {"successes": sum(means), "trials": len(means), "share": found.value, "low": low, "high": high}
+    weights = {row["id"]: float(row["weights"].get(name, 1)) for row in rows}
+    means = {item: sum(scores) / len(scores) for item, scores in items.items()}
+    if set(means.values()) <= {0.0, 1.0} and set(weights.values()) == {1.0} and len(rows) == len(items):
+        return wilson(int(sum(means.values())), len(means))._asdict()
+    sums = np.array([(weights[item] * mean, weights[item]) for item, mean in means.items()])
+    found = estimate(
+        lambda drawn: divided(*(drawn @ sums).T), n=len(sums), bootstrap=Bootstrap(seed=0, draws=2_000), bounds=(0, 1)
+    )
+    told = {"trials": found.n, "share": found.value, "low": found.low, "high": found.high, "interval": found.method}
+    parts = {"parts": int(sums[:, 1].sum())} if set(weights.values()) != {1.0} else {}
+    return {"successes": float(sums[:, 0].sum()), **told, **parts}
 
 
 def score_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """A table of the models' scores with their 95 % intervals: its head, and a row for each model and score."""
-    models = results["models"]
+    models = {name: told for name, told in results["models"].items() if "scores" in told}
     bands = list(dict.fromkeys(band for told in models.values() for band in told["bands"]))
     rows = []
     for told in models.values():
@@ -88,6 +99,16 @@ def score_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[
             parts = [told["bands"].get(band, {}).get(name) for band in bands]
             rows.append((told["label"], name, *(_interval(part) for part in (whole, *parts))))
     return ("model", "score", "all items", *bands), rows
+
+
+def measure_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A table of what was measured of the models themselves: its head, and a row for each model and measure."""
+    rows: list[tuple[str, ...]] = []
+    for told in results["models"].values():
+        for one in told.get("measures", ()):
+            interval = "" if one["low"] is None else f" [{one['low']:.4g}, {one['high']:.4g}]"
+            rows.append((told["label"], one["name"], f"{one['value']:.4g}{interval}", f"{one['n']:,} {one['of']}"))
+    return ("model", "measure", "value, 95 % interval", "n"), rows
 
 
 def _interval(found: Mapping[str, float] | None) -> str:
