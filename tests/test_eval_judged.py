@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from rated import returned
 from tiny_flow import Flow
 
 from configs.folder import read_complete
@@ -16,6 +17,7 @@ from configs.loader import load
 from wizard_jax.cli import main
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.evaluate import evaluate
+from wizard_jax.evaluate.people.key import read_key
 
 BAD_JUDGES = (
     *("judges.shown_first=@Judge", "judges.shown_first.llm=@Simulated", "judges.shown_first.llm.judges=first"),
@@ -122,3 +124,25 @@ def test_three_models_have_strengths_and_grades_have_capacities(flow: Flow, tmp_
     assert "models" in results["strengths"] or "none" in results["strengths"]
     assert results["capacity"]["right"]["items"] == 24
     assert results["capacity"]["right"]["mean_grades"][0] > results["capacity"]["right"]["mean_grades"][1]
+
+
+def test_people_rate_what_was_evaluated_and_judges_stand_beside_them(
+    judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "people"
+    assert main(["eval", "export-human", str(judged), "--out", str(out), "--raters", "2", "--no-aspects"]) == 0
+    assert "keep key.json to yourself" in capsys.readouterr().out
+    key = read_key(out)
+    back = [str(returned(key, rater, tmp_path / "back")) for rater in key.sheets]
+    assert main(["eval", "import-human", str(out), *back, "--evaluation", str(judged)]) == 0
+    told = json.loads((out / "people.json").read_text())
+    assert [(one["name"], one["excluded"]) for one in told["raters"]] == [("rater-1", []), ("rater-2", [])]
+    (compared,) = told["compared"]
+    assert {one["judge"] for one in compared["judges"]} == {"careful", "shown_first", "longer"}
+
+
+def test_an_evaluation_that_is_not_finished_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "eval").mkdir()
+    assert main(["eval", "export-human", str(tmp_path / "eval"), "--out", str(tmp_path / "o"), "--raters", "2"]) == 2
+    assert "no stage's folder" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

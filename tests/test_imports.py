@@ -36,7 +36,7 @@ LEVELS = (
     {"evaluate", "transfer", "serve"},
     {"report", "deployment"},
     {"quickstart", "data_verbs"},
-    {"train_verbs", "convert_verbs", "model_verbs"},
+    {"train_verbs", "convert_verbs", "model_verbs", "eval_verbs"},
     {"cli"},
     {"__main__"},
 )

@@ -17,6 +17,7 @@ from typing import Any
 
 from wizard_jax.convert_verbs import add_convert_verbs
 from wizard_jax.data_verbs import Verb, add_data_verbs
+from wizard_jax.eval_verbs import EXPORT, IMPORT, add_eval_verbs
 from wizard_jax.model_verbs import add_model_verbs
 from wizard_jax.progress import say
 from wizard_jax.train_verbs import add_train_verbs
@@ -81,7 +82,10 @@ def _stopped_by_sigterm() -> Iterator[None]:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """argparse takes positional arguments from one place only; settings and OUT may stand before and after options."""
     parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if (both := " ".join(words[:2])) in (EXPORT, IMPORT):  # what follows eval otherwise is a config file
+        words[:2] = [both]
+    arguments, rest = parser.parse_known_args(words)
     if rest and getattr(arguments, "place", "") is None and not rest[0].startswith("-"):
         try:
             arguments.place = _local(rest.pop(0))
@@ -134,7 +138,8 @@ def _parser() -> argparse.ArgumentParser:
     add_stage("train", _train, "fine-tune a model on a data set")
     add_convert_verbs(add, local=_local)
     add_model_verbs(add, local=_local)
-    add_stage("eval", _eval, "ask a model held-out tasks and score its answers")
+    add_stage("eval", _eval, "ask models the items of a task; score, judge and compare their answers")
+    add_eval_verbs(add, local=_local)
     report = add("report", _report, "write one page that compares evaluations")
     report.add_argument("evaluations", type=Path, nargs="+", metavar="EVAL")
     report.add_argument("--out", type=_local, required=True, help="the .html file to write")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
+from configs.folder import read_complete
 from data_gen.judging import wording
 from wizard_jax.evaluate.comparing import capacities, comparisons, strengths
 from wizard_jax.evaluate.config import EvalConfig
@@ -13,6 +17,7 @@ from wizard_jax.evaluate.items import Item
 from wizard_jax.evaluate.judging.calibration import Calibration
 from wizard_jax.evaluate.judging.health import Health, between, health
 from wizard_jax.evaluate.judging.panel import Judged, pairings
+from wizard_jax.evaluate.judging.rows import Verdict
 from wizard_jax.evaluate.statistics.bootstrap import Bootstrap
 
 VERDICTS = "verdicts.jsonl"
@@ -64,6 +69,21 @@ def judged_results(
 
 def _health(found: Health) -> dict[str, Any]:
     return {name: value for name, value in asdict(found).items() if name != "judge"}
+
+
+def read_verdicts(folder: Path) -> list[Verdict]:
+    """Of a finished evaluation. Raises UserError: it has none, or a row is damaged."""
+    read_complete(folder, stage="eval")
+    file = folder / VERDICTS
+    if not file.exists():
+        raise UserError(f"{folder} has no verdicts: nobody judged there")
+    verdicts = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            verdicts.append(Verdict.from_dict(json.loads(line)))
+        except ValueError as error:
+            raise UserError(f"{file}:{number}: damaged ({error}); evaluate into a new folder") from error
+    return verdicts
 
 
 def judge_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

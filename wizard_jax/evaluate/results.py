@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from configs.errors import UserError
 from wizard_jax.evaluate.items import Answer, Item, Score
 from wizard_jax.evaluate.statistics.bootstrap import Bootstrap, divided, estimate
 from wizard_jax.evaluate.statistics.shares import wilson
@@ -47,6 +50,41 @@ def answer_rows(
                 }
             )
     return rows
+
+
+def read_answers(folder: Path) -> tuple[list[Item], list[Answer]]:
+    """What was asked and said in a finished evaluation; none for one that asked nothing.
+
+    Raises UserError: a row that is damaged.
+    """
+    file = folder / ANSWERS
+    items: dict[str, Item] = {}
+    answers = []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            items[row["id"]] = Item(
+                id=row["id"],
+                turns=tuple(row["turns"]),
+                skill=row["skill"],
+                difficulty=row["difficulty"],
+                band=row["band"],
+                target=row["target"],
+            )
+            answers.append(
+                Answer(
+                    item=row["id"],
+                    model=row["model"],
+                    texts=tuple(row["answers"]),
+                    finish_reasons=tuple(row["finish_reasons"]),
+                    problem=row["problem"],
+                    sample=row["sample"],
+                )
+            )
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{file}:{number}: damaged ({error}); evaluate into a new folder") from error
+    return list(items.values()), answers
 
 
 def model_results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
