@@ -48,6 +48,7 @@ LEFT_OPEN = {
     "model": "runs/evolved",
     "task.held_out_from": "('evolved',)",
     "task.path": "test.jsonl",
+    "task.dataset": "evolved",
 }
 """Where things lie is the user's to say; all else a file says itself."""
 

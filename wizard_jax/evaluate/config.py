@@ -105,7 +105,22 @@ class Harness:
     limit: int | None = setting(None, doc="examples of each task; None: all")
 
 
-Task = SimulatedWorld | WizardLMTestSet | VicunaBench | MTBench | IFEval | GSM8K | HeldOutLoss | Harness
+@dataclass(frozen=True, kw_only=True)
+class Difficulty:
+    """How hard the instructions of a data set are without a judge: loss and IFD of their answers; for models of this
+    project."""
+
+    dataset: str = setting(doc="the folder of a wizard evolve, answer or merge")
+    records: int = setting(0, doc="at most so many, whole lineages in a seeded order; 0: all")
+    alone_after: Literal["answer prefix", "bos"] = setting(
+        "answer prefix", doc="what stands before an answer alone: the chat format's words before any answer, or BOS"
+    )
+    judged: str = setting(
+        "", doc="the wizard evolve whose judge's scores IFD is compared with; '': dataset, where it measured difficulty"
+    )
+
+
+Task = SimulatedWorld | WizardLMTestSet | VicunaBench | MTBench | IFEval | GSM8K | HeldOutLoss | Harness | Difficulty
 
 
 @dataclass(frozen=True, kw_only=True)

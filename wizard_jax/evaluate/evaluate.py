@@ -27,6 +27,7 @@ from wizard_jax.evaluate.answering import Asked, Asking, answers_of, hosted, tog
 from wizard_jax.evaluate.checks import check
 from wizard_jax.evaluate.config import (
     GSM8K,
+    Difficulty,
     EvalConfig,
     IFEval,
     MTBench,
@@ -35,11 +36,13 @@ from wizard_jax.evaluate.config import (
     VicunaBench,
     WizardLMTestSet,
 )
+from wizard_jax.evaluate.difficulty import ifd_task
 from wizard_jax.evaluate.forecast import expected, pieces_in_all
 from wizard_jax.evaluate.items import Answer, Item, Items, Score
 from wizard_jax.evaluate.judged_results import GRADES, VERDICTS, judged_results
 from wizard_jax.evaluate.judging.calibration import KnownTruth, known_truth
 from wizard_jax.evaluate.judging.panel import Answers, Judged, judged
+from wizard_jax.evaluate.measuring import MeasuredTask, measure_models, of_model
 from wizard_jax.evaluate.results import ANSWERS, RESULTS, answer_rows, model_results
 from wizard_jax.evaluate.tasks import gsm8k, ifeval, mt_bench, simulated_world, vicuna, wizardlm
 from wizard_jax.progress import Progress
@@ -63,6 +66,11 @@ TASKS: Mapping[type, AnsweredTask] = {
 }
 
 
+MEASURED: Mapping[type, MeasuredTask] = {
+    Difficulty: ifd_task.TASK,
+}
+
+
 def evaluate(
     config: EvalConfig, out: Path, *, progress: Progress, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
@@ -78,6 +86,8 @@ def evaluate(
             return read_complete(out)
     # What can be wrong, before there is a folder
     check(config)
+    if type(config.task) in MEASURED:
+        return measure_models(config, MEASURED[type(config.task)], out, progress=progress, say=say)
     task = TASKS[type(config.task)]
     items = task.read(config.task)
     asked = items.items[: config.limit or None]
@@ -192,11 +202,4 @@ def _told(name: str, participant: Any, asked: Asked) -> dict[str, Any]:
     opened = asked.opened
     if opened is None:
         return {"label": name, "model": asked.name, "notes": [], "untraced": ""}
-    return {
-        "label": participant.label or name,
-        "model": participant.path,
-        "weights": asked.name,
-        "step": opened.step,
-        "notes": list(opened.notes),
-        "untraced": opened.untraced,
-    }
+    return of_model(name, participant, opened, weights=asked.name)

@@ -20,15 +20,17 @@ def spearman(
     bootstrap: Bootstrap,
     within: Sequence[str] | None = None,
     without: ArrayLike | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Estimate:
     """Spearman's rank correlation of two measures of the same items, [N] and [N]; ties have their mean rank.
 
     `within` (a group for each item) takes the groups' mean ranks out first, so that only differences between items
     of one group count. `without` (a third measure [N], such as length) gives the partial correlation: that of what
-    its rank leaves unexplained of the two. Both may be asked for. Every resample is ranked anew.
+    its rank leaves unexplained of the two. Both may be asked for. Every resample is ranked anew. `prompts` (one for
+    each item) are what is resampled where items go together, as the versions of a lineage do.
 
     Raises:
-      ValueError: measures of unlike number, NaN.
+      ValueError: measures of unlike number, NaN; not one group, or prompt, for each item.
       NoEstimate: a measure does not vary (within the groups), here or in many resamples.
     """
     measures = columns(first=first, second=second, **({} if without is None else {"without": without}))
@@ -37,8 +39,12 @@ def spearman(
     groups = np.zeros(len(measures[0]), dtype=int) if within is None else np.unique(within, return_inverse=True)[1]
     member = np.eye(groups.max() + 1)[groups]
     rankers = [_Ranks(measure) for measure in measures]
+    if prompts is not None and len(prompts) != len(measures[0]):
+        raise ValueError(f"{len(prompts)} prompts are named for {len(measures[0])} items: name one for each")
+    drawn = np.arange(len(measures[0])) if prompts is None else np.unique(prompts, return_inverse=True)[1]
 
-    def figures(weights: np.ndarray) -> np.ndarray:
+    def figures(of_prompts: np.ndarray) -> np.ndarray:
+        weights = of_prompts[:, drawn]
         ranks = [ranker(weights) for ranker in rankers]
         weighted = [weights * rank for rank in ranks]
         sums = [each @ member for each in weighted]
@@ -51,7 +57,7 @@ def spearman(
         least = _FLAT * weights.sum(axis=1) ** 3
         return _partial(covariance, least=least, partial=without is not None)
 
-    return estimate(figures, n=len(measures[0]), bootstrap=bootstrap, bounds=(-1.0, 1.0))
+    return estimate(figures, n=int(drawn.max()) + 1, bootstrap=bootstrap, bounds=(-1.0, 1.0))
 
 
 def eta_squared(values: ArrayLike, groups: Sequence[str]) -> float:
