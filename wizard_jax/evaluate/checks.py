@@ -7,7 +7,7 @@ from pathlib import Path
 from configs.errors import UserError
 from configs.folder import IDENTITY, load_config, read_identity
 from data_gen.config import AnswerConfig, EvolveConfig, Provider, Simulated
-from wizard_jax.evaluate.config import EvalConfig, Local, SimulatedWorld
+from wizard_jax.evaluate.config import EvalConfig, Local, SimulatedWorld, Validity
 from wizard_jax.evaluate.judging.independence import check_independent
 from wizard_jax.evaluate.local_chat import check_local
 from wizard_jax.runs import find_model
@@ -29,6 +29,8 @@ def check(config: EvalConfig) -> None:
             f"samples is {config.samples} and temperature {config.temperature}: every answer to an item would be the "
             "same; set temperature above 0, or samples to 1"
         )
+    if isinstance(config.task, Validity) and config.samples < 2:
+        raise UserError("samples is 1, and Validity compares several answers: set it to 2 or more, such as 5")
     if config.limit < 0:
         raise UserError(f"limit is {config.limit}: a number of items, or 0 for all")
     _check_judges(config)

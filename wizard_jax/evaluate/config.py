@@ -120,7 +120,28 @@ class Difficulty:
     )
 
 
-Task = SimulatedWorld | WizardLMTestSet | VicunaBench | MTBench | IFEval | GSM8K | HeldOutLoss | Harness | Difficulty
+@dataclass(frozen=True, kw_only=True)
+class Validity:
+    """Whether a data set's instructions can be answered, and several answers to one agree, by round."""
+
+    dataset: str = setting(doc="the folder of a wizard evolve, answer or merge")
+    lineages: int = setting(100, doc="at most so many, each with all its rounds, in a seeded order; 0: all")
+    seed: int = setting(0, doc="of the order")
+    judged: str = setting("", doc="the wizard evolve whose judge says what is harder; '': dataset, where it did")
+
+
+Task = (
+    SimulatedWorld
+    | WizardLMTestSet
+    | VicunaBench
+    | MTBench
+    | IFEval
+    | GSM8K
+    | HeldOutLoss
+    | Harness
+    | Difficulty
+    | Validity
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,10 +33,12 @@ from wizard_jax.evaluate.config import (
     MTBench,
     Participant,
     SimulatedWorld,
+    Validity,
     VicunaBench,
     WizardLMTestSet,
 )
-from wizard_jax.evaluate.difficulty import ifd_task
+from wizard_jax.evaluate.difficulty import ifd_task, validity
+from wizard_jax.evaluate.difficulty.pass_rate import pass_rate_results
 from wizard_jax.evaluate.forecast import expected, pieces_in_all
 from wizard_jax.evaluate.items import Answer, Item, Items, Score
 from wizard_jax.evaluate.judged_results import GRADES, VERDICTS, judged_results
@@ -54,6 +56,8 @@ class AnsweredTask:
 
     read: Callable[[Any], Items]
     score: Callable[[Item, Answer], Score] | None = None
+    sum_up: Callable[[Sequence[Item], Sequence[Mapping[str, Any]]], dict[str, Any]] | None = None
+    """What results.json says beside scores, of the items and the rows of answers.jsonl."""
 
 
 TASKS: Mapping[type, AnsweredTask] = {
@@ -63,6 +67,7 @@ TASKS: Mapping[type, AnsweredTask] = {
     MTBench: AnsweredTask(mt_bench.read),
     IFEval: AnsweredTask(ifeval.read, ifeval.score),
     GSM8K: AnsweredTask(gsm8k.read, gsm8k.score),
+    Validity: AnsweredTask(validity.read, validity.score, validity.validity_results),
 }
 
 
@@ -122,6 +127,8 @@ def evaluate(
                 name: {**answers.told[name], **model_results([row for row in rows if row["model"] == name])}
                 for name in config.models
             },
+            **pass_rate_results(rows, seed=config.seed),
+            **(task.sum_up(asked, rows) if task.sum_up is not None else {}),
             "spent": answers.spent,
         }
         if config.judges:
