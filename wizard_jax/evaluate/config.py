@@ -101,8 +101,9 @@ class Harness:
 
     tasks: tuple[str, ...] = setting(doc="such as ('arc_easy',)")
     include: str = setting("", doc="a folder of task files of one's own")
+    prompts: Literal["plain", "chat"] = setting("plain", doc="'chat': in the model's chat format, examples as turns")
     num_fewshot: int | None = setting(None, doc="None: as the task says")
-    limit: int | None = setting(None, doc="examples of each task; None: all")
+    examples: int | None = setting(None, doc="the first so many of each task; None: all")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,8 @@ from wizard_jax.evaluate.config import (
     GSM8K,
     Difficulty,
     EvalConfig,
+    Harness,
+    HeldOutLoss,
     IFEval,
     MTBench,
     Participant,
@@ -46,7 +48,7 @@ from wizard_jax.evaluate.judging.calibration import KnownTruth, known_truth
 from wizard_jax.evaluate.judging.panel import Answers, Judged, judged
 from wizard_jax.evaluate.measuring import MeasuredTask, measure_models, of_model
 from wizard_jax.evaluate.results import ANSWERS, RESULTS, answer_rows, model_results
-from wizard_jax.evaluate.tasks import gsm8k, ifeval, mt_bench, simulated_world, vicuna, wizardlm
+from wizard_jax.evaluate.tasks import gsm8k, harness, held_out_loss, ifeval, mt_bench, simulated_world, vicuna, wizardlm
 from wizard_jax.progress import Progress
 
 
@@ -73,6 +75,8 @@ TASKS: Mapping[type, AnsweredTask] = {
 
 MEASURED: Mapping[type, MeasuredTask] = {
     Difficulty: ifd_task.TASK,
+    Harness: harness.TASK,
+    HeldOutLoss: held_out_loss.TASK,
 }
 
 

@@ -21,6 +21,9 @@ from wizard_jax.evaluate.results import RESULTS
 from wizard_jax.progress import Progress
 from wizard_jax.runs import OpenedModel, open_model
 
+MEASURED = "measured"
+"""Holds a file for each model that is measured whole or not at all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
@@ -89,6 +92,27 @@ def measure_models(
     return results
 
 
+def measured_once(measuring: Measuring, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `measure` finds of a model: what `measured/NAME.json` holds, where it was found before.
+
+    Raises UserError: that was of other weights, as of a run that has trained on since.
+    """
+    file = measuring.out / MEASURED / f"{measuring.name}.json"
+    if file.exists():
+        told: dict[str, Any] = json.loads(file.read_text())
+        if told["weights"] != measuring.weights:
+            raise UserError(
+                f"models.{measuring.name} is another model than the one that was measured in {measuring.out}: "
+                "evaluate it in a new folder"
+            )
+    else:
+        told = {"weights": measuring.weights, "found": measure()}
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, json.dumps(told, indent=1) + "\n")
+    found: dict[str, Any] = told["found"]
+    return found
+
+
 def of_model(name: str, local: Local, opened: OpenedModel, *, weights: str) -> dict[str, Any]:
     """What results say of a model of this project, whatever it is evaluated on."""
     return {
@@ -122,6 +146,6 @@ def _local(config: EvalConfig) -> Mapping[str, Local]:
 
 def _refuse_without_effect(config: EvalConfig) -> None:
     plain = EvalConfig(task=config.task)
-    for name in ("judges", "baseline", "samples", "temperature", "top_p", "limit"):
+    for name in ("judges", "baseline", "samples", "temperature", "top_p", "max_tokens", "limit"):
         if getattr(config, name) != getattr(plain, name):
             raise UserError(f"{name} has no effect on {type(config.task).__name__}, which asks for no answers")

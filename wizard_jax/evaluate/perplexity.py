@@ -76,10 +76,15 @@ def perplexity(params: decoder.Params, model: ModelConfig, rows: Iterable[Batch]
     """Of the trained tokens in packed rows, each conversation by itself."""
     loss, tokens = 0.0, 0
     for batch in rows:
-        columns = {name: jnp.asarray(column) for name, column in batch._asdict().items()}
-        loss += float(np.asarray(_losses(params, columns, model=model), np.float64).sum())
+        loss += float(batch_losses(params, model, batch).sum(dtype=np.float64))
         tokens += int((batch.loss_weights > 0).sum())
     return Perplexity(value=math.exp(loss / tokens), tokens=tokens)
+
+
+def batch_losses(params: decoder.Params, model: ModelConfig, batch: Batch) -> np.ndarray:
+    """Nats of each trained target, 0 of all others: float32 [B, L]."""
+    columns = {name: jnp.asarray(column) for name, column in batch._asdict().items()}
+    return np.asarray(_losses(params, columns, model=model))
 
 
 @functools.partial(jax.jit, static_argnames="model")
