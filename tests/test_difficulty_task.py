@@ -177,6 +177,21 @@ def test_of_some_records_whole_lineages_are_measured_and_long_ones_are_refused_a
     assert told["records"] + told["refused"]["too long"] == len(found)
 
 
+def test_what_stands_before_an_answer_alone_is_a_setting_and_told(
+    flow: Flow, judged: Path, measured: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "eval"
+    assert main(command(flow, judged, out, "task.records=12", "task.alone_after=bos")) == 0
+    first = {row["id"]: row for row in rows(measured)}
+    for row in rows(out):
+        assert row["loss"] == pytest.approx(first[row["id"]]["loss"], rel=1e-5)
+        assert row["loss_alone"] != pytest.approx(first[row["id"]]["loss_alone"], rel=1e-5)
+    told = [read_complete(folder)["models"]["tiny"]["alone_after"] for folder in (out, measured)]
+    assert told[0] == "BOS"
+    assert told[1].strip() == "### Response:"
+    assert read_complete(out)["task"]["items"] == len(rows(out))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

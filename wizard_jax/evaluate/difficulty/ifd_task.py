@@ -28,6 +28,7 @@ from wizard_jax.evaluate.difficulty.summary import between_models, of_rows
 from wizard_jax.evaluate.measuring import MeasuredTask, Measuring
 from wizard_jax.model import decoder
 from wizard_jax.model.config import ModelConfig
+from wizard_jax.runs import FoundModel, OpenedModel, find_model
 
 _LENGTH = 2048  # most tokens of a record, where the config does not say
 
@@ -47,26 +48,33 @@ def _read(config: EvalConfig) -> dict[str, Any]:
     if task.records < 0:
         raise UserError(f"task.records is {task.records}: a number of records, or 0 for all")
     manifest = read_manifest(Path(task.dataset))
+    for local in config.models.values():
+        assert isinstance(local, Local)
+        _sequencer(find_model(Path(local.path), step=local.step), local, task)
     judged = read_judged(task.judged, dataset=task.dataset)
     return {
         "source": task.dataset,
         "sha256": manifest.sha256,
-        "items": min(task.records or manifest.records, manifest.records),
+        "items": sum(choose(task.dataset, records=task.records, seed=config.seed).values()),
         "judged": len(judged),
         "notes": [] if judged else ["no judge's scores are compared with: set task.judged to a wizard evolve that has"],
     }
+
+
+def _sequencer(model: FoundModel | OpenedModel, local: Local, task: Difficulty) -> Sequencer:
+    return Sequencer(
+        tokenizer=model.tokenizer,
+        chat_format=get_format(model.chat_format),
+        length=local.length or min(model.config.max_positions, _LENGTH),
+        alone_after=task.alone_after,
+    )
 
 
 def _measure(measuring: Measuring) -> dict[str, Any]:
     config, model = measuring.config, measuring.model
     task, local = _task(config), config.models[measuring.name]
     assert isinstance(local, Local)
-    sequencer = Sequencer(
-        tokenizer=model.tokenizer,
-        chat_format=get_format(model.chat_format),
-        length=local.length or min(model.config.max_positions, _LENGTH),
-        alone_after=task.alone_after,
-    )
+    sequencer = _sequencer(model, local, task)
     chosen = choose(task.dataset, records=task.records, seed=config.seed)
     total = sum(chosen.values())
 
