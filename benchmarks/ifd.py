@@ -84,7 +84,7 @@ def drawn(vocab: int, *, sample: int) -> list[Ids]:
         prefix = np.arange(1, PREFIX + 1, dtype=np.int32)
         whole, alone = np.concatenate([[1], question, prefix[1:], reply]), np.concatenate([prefix, reply])
         instruction = np.concatenate([[1], question])
-        records.append(Ids(*(ids.astype(np.int32) for ids in (whole, alone, instruction)), said))
+        records.append(Ids(whole.astype(np.int32), alone.astype(np.int32), instruction.astype(np.int32), said))
     return [records[n] for n in random.choice(RECORDS, sample, replace=False)]
 
 
@@ -160,7 +160,8 @@ def transformers_side(records: list[Ids], *, size: Size, at_once: int, arguments
     if arguments.side == SIDES[0]:
         torch.manual_seed(0)
         LlamaForCausalLM(size.of_transformers(max_position_embeddings=LENGTH)).save_pretrained(arguments.folder)
-    model: Any = LlamaForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32).eval()
+    loaded: Any = LlamaForCausalLM
+    model = loaded.from_pretrained(arguments.folder, dtype=torch.float32).eval()
 
     def one(ids: np.ndarray, first: int) -> float:
         tokens = torch.tensor(ids, dtype=torch.long)[None]
