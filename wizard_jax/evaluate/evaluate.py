@@ -110,8 +110,9 @@ def evaluate(
         source=type(config.task).__name__,
     )
     prepared = prepare(hosted(_participants(config)))
-    for line in expected(config, asked, known, prices=prepared.prices).told():
-        say(line)
+    if prepared.prices:
+        for line in expected(config, asked, known, prices=prepared.prices).told():
+            say(line)
     with open_stage(out, config, stage="eval") as folder:
         with stop_flag() as stop:
             work = Work(items=asked, known=known, progress=progress, stop=stop)
