@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +16,12 @@ from matplotlib.figure import Figure
 LABEL_CHARACTERS = 40
 PARTS_SHOWN = 12
 """Of a stacked bar; what is smaller than these is drawn as one."""
+
+Interval = tuple[float, float, float]
+"""A value, and the low and the high end of its interval."""
+
+_NARROW = 5.2
+"""Inches: drawings that are still read on a telephone, or two beside each other."""
 
 
 def _repeatable_text() -> AbstractContextManager[None]:
@@ -119,4 +127,72 @@ def estimates(lines: Mapping[str, Sequence[tuple[float, float, float, float]]], 
         if len(lines) > 1:
             axes.legend(drawn, list(map(_label, lines)), frameon=False, fontsize="small")
         axes.spines[["top", "right"]].set_visible(False)
+        return _svg(figure)
+
+
+def bars(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[Interval | None]],
+    *,
+    x_label: str,
+    reference: float | None = None,
+    limits: tuple[float, float] | None = None,
+) -> str:
+    """Horizontal bars with intervals, one of each series for each group, the first group on top. Returns SVG.
+
+    None leaves a bar out. `reference` is where a line is drawn, such as the value of two equal models.
+    """
+    with _repeatable_text():
+        rows = len(groups) * len(series)
+        figure = Figure(figsize=(_NARROW, 0.9 + 0.22 * rows + 0.12 * len(groups)), layout="constrained")
+        axes = figure.subplots()
+        height = 0.8 / max(len(series), 1)
+        drawn = []
+        for place, values in enumerate(series.values()):
+            known = [(group, value) for group, value in enumerate(values) if value is not None]
+            y = [group + (place - (len(series) - 1) / 2) * height for group, _ in known]
+            below = [max(value - low, 0.0) for _, (value, low, _) in known]
+            above = [max(high - value, 0.0) for _, (value, _, high) in known]
+            widths = [value for _, (value, _, _) in known]
+            drawn.append(axes.barh(y, widths, height * 0.9, xerr=[below, above], capsize=2, error_kw={"lw": 1}))
+        axes.set_yticks(range(len(groups)), list(map(_label, groups)))
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.set_xlabel(x_label)
+        if limits is not None:
+            axes.set_xlim(*limits)
+        if reference is not None:
+            axes.axvline(reference, color="black", lw=0.8, ls="--")
+        if len(series) > 1:
+            names = list(map(_label, series))
+            figure.legend(drawn, names, frameon=False, fontsize="small", loc="outside upper left", ncols=2)
+        axes.spines[["top", "right"]].set_visible(False)
+        return _svg(figure)
+
+
+def radar(
+    groups: Sequence[str],
+    lines: Mapping[str, Sequence[Interval]],
+    *,
+    limits: tuple[float, float],
+    reference: float | None = None,
+) -> str:
+    """A closed line for each name through its value in each group, in a ribbon of the intervals. Returns SVG."""
+    with _repeatable_text():
+        figure = Figure(figsize=(_NARROW, _NARROW * 0.8))
+        # Room for the names around: a layout does not know how wide a browser's letters are.
+        axes = figure.add_axes((0.25, 0.14, 0.5, 0.72), projection="polar")
+        angles = [2 * math.pi * place / len(groups) for place in range(len(groups))]
+        around = [*angles, 2 * math.pi]
+        for name, intervals in lines.items():
+            value, low, high = ([*ends, ends[0]] for ends in zip(*intervals, strict=True))
+            (line,) = axes.plot(around, value, marker="o", ms=3, lw=1.4, label=_label(name))
+            axes.fill_between(around, low, high, color=line.get_color(), alpha=0.25, lw=0)
+        if reference is not None:
+            circle = [2 * math.pi * step / 100 for step in range(101)]
+            axes.plot(circle, [reference] * len(circle), color="black", lw=0.8, ls="--")
+        axes.set_xticks(angles, [textwrap.fill(_label(group), 16) for group in groups])
+        axes.set_ylim(*limits)
+        axes.tick_params(labelsize="small")
+        if len(lines) > 1:
+            figure.legend(frameon=False, fontsize="small", loc="lower left")
         return _svg(figure)

@@ -128,9 +128,11 @@ def capacities(
     """Of each model but the baseline: its graded scores relative to the baseline's, by model."""
     known = {item.id: item for item in items}
     given: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    judges: dict[str, None] = {}
     for row in grades:
         if row.judge in counted and row.grade is not None:
             given[row.model][row.item].append(row.grade)
+            judges[row.judge] = None
     found = {}
     for model in models:
         shared = [item for item in given[model] if item in given[baseline]]
@@ -139,6 +141,7 @@ def capacities(
         own, other = ([float(np.mean(given[name][item])) for item in shared] for name in (model, baseline))
         skills = [known[item].skill for item in shared]
         found[model] = {
+            "judges": list(judges),
             "items": len(shared),
             "mean_grades": [float(np.mean(own)), float(np.mean(other))],
             **_or_why(functools.partial(capacity, own, other, skills, bootstrap=bootstrap)),

@@ -176,7 +176,7 @@ def _differences(arms: Sequence[Arm]) -> list[Html]:
 
 def _held_out(arms: Sequence[Arm]) -> list[Html]:
     """What the tasks were held out from: once where that is the same for every arm, else for each."""
-    told = {arm.label: _checked(arm.task["held_out"]) for arm in arms}
+    told = {arm.label: held_out_text(arm.task["held_out"]) for arm in arms}
     if len(set(told.values())) == 1:
         told = {"Held out": told[arms[0].label]}
     unknown = [
@@ -187,7 +187,8 @@ def _held_out(arms: Sequence[Arm]) -> list[Html]:
     return [element("p", text) for text in (*(f"{label}: {text}" for label, text in told.items()), *unknown)]
 
 
-def _checked(held_out: Mapping[str, Any]) -> str:
+def held_out_text(held_out: Mapping[str, Any]) -> str:
+    """How it was made sure that no model was trained on the tasks."""
     folders = ", ".join(f"{one['folder']} ({one['records']:,} records)" for one in held_out["checked_against"])
     text = (
         f"no task shares its instruction text (case and spaces aside; {held_out['texts']:,} texts) or its "

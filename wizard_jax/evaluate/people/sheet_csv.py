@@ -49,10 +49,14 @@ def _joined(texts: Sequence[str]) -> str:
     return "\n\n".join(f"[{number}]\n{text}" for number, text in enumerate(texts, start=1))
 
 
+def no_formula(text: str) -> str:
+    """The text as a cell that UTF-8 and every reader of CSV can hold, and that no spreadsheet computes."""
+    text = text.encode(errors="replace").decode().replace("\0", "\ufffd")  # lone surrogates and NUL
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
 def _cell(text: str) -> str:
-    # A lone surrogate or a NUL is nothing that UTF-8, or a reader of CSV, can hold.
-    text = text.encode(errors="replace").decode().replace("\0", "\ufffd")
     if len(text) > MOST_CHARACTERS:
         more = len(text) - MOST_CHARACTERS
         text = f"{text[:MOST_CHARACTERS]}\n[cut here: {more:,} more characters are in the page]"
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return no_formula(text)
