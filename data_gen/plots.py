@@ -8,6 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import matplotlib
 from matplotlib.container import BarContainer
@@ -147,7 +148,7 @@ def bars(
         figure = Figure(figsize=(_NARROW, 0.9 + 0.22 * rows + 0.12 * len(groups)), layout="constrained")
         axes = figure.subplots()
         height = 0.8 / max(len(series), 1)
-        drawn = []
+        drawn: list[Any] = []  # its stubs do not count a BarContainer among what a legend is of
         for place, values in enumerate(series.values()):
             known = [(group, value) for group, value in enumerate(values) if value is not None]
             y = [group + (place - (len(series) - 1) / 2) * height for group, _ in known]
@@ -171,28 +172,26 @@ def bars(
 
 def radar(
     groups: Sequence[str],
-    lines: Mapping[str, Sequence[Interval]],
+    values: Sequence[Interval],
     *,
     limits: tuple[float, float],
     reference: float | None = None,
 ) -> str:
-    """A closed line for each name through its value in each group, in a ribbon of the intervals. Returns SVG."""
+    """A closed line through the value of each group, in a ribbon of the intervals. Returns SVG."""
     with _repeatable_text():
         figure = Figure(figsize=(_NARROW, _NARROW * 0.8))
         # Room for the names around: a layout does not know how wide a browser's letters are.
-        axes = figure.add_axes((0.25, 0.14, 0.5, 0.72), projection="polar")
+        axes = figure.add_axes((0.22, 0.12, 0.56, 0.76), projection="polar")
         angles = [2 * math.pi * place / len(groups) for place in range(len(groups))]
         around = [*angles, 2 * math.pi]
-        for name, intervals in lines.items():
-            value, low, high = ([*ends, ends[0]] for ends in zip(*intervals, strict=True))
-            (line,) = axes.plot(around, value, marker="o", ms=3, lw=1.4, label=_label(name))
-            axes.fill_between(around, low, high, color=line.get_color(), alpha=0.25, lw=0)
+        value, low, high = ([*ends, ends[0]] for ends in zip(*values, strict=True))
+        (line,) = axes.plot(around, value, marker="o", ms=3, lw=1.4)
+        axes.fill_between(around, low, high, color=line.get_color(), alpha=0.25, lw=0)
         if reference is not None:
             circle = [2 * math.pi * step / 100 for step in range(101)]
             axes.plot(circle, [reference] * len(circle), color="black", lw=0.8, ls="--")
         axes.set_xticks(angles, [textwrap.fill(_label(group), 16) for group in groups])
         axes.set_ylim(*limits)
         axes.tick_params(labelsize="small")
-        if len(lines) > 1:
-            figure.legend(frameon=False, fontsize="small", loc="lower left")
+        axes.tick_params(axis="x", pad=9)
         return _svg(figure)

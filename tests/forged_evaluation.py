@@ -46,5 +46,13 @@ def forge_evaluation(
     }
     with open_stage(out, config, stage="eval") as folder:
         (out / ANSWERS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        folder.complete({"task": {"held_out": held_out}, "models": {"one": {**told, **model_results(rows)}}})
+        asked = {
+            "name": "SimulatedWorld",
+            "source": "simulated world, seed 1",
+            "sha256": "cd" * 32,
+            "items": len(items),
+        }
+        spent = {"calls": len(items), "input_tokens": 1, "output_tokens": 1, "usd": 0.0}
+        models = {"one": {**told, **model_results(rows)}}
+        folder.complete({"task": {**asked, "notes": [], "held_out": held_out}, "models": models, "spent": spent})
     return out

@@ -51,7 +51,7 @@ class Forged:
     failing: frozenset[str] = frozenset()
     told_to_count: frozenset[str] = frozenset()
     gates: int = 20
-    answer: Callable[[str, Item], str] = lambda model, item: f"{model} says {int(item.id) % 7 * '.'}"
+    answer: Callable[[str, Item], str] = lambda model, item: f"{model} says {int(item.id) % (5 + len(model)) * '.'}"
     verdict: Callable[[str, Item, str], tuple[Order, Order]] = lambda judge, item, candidate: (1, 1)  # noqa: ARG005
     reason: Callable[[str, Item], str] = lambda judge, item: f"{judge} on {item.id}"
     grade: Callable[[str, Item], float | None] | None = None

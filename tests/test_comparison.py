@@ -109,8 +109,8 @@ def test_one_evaluation_alone_has_a_page(tmp_path: Path) -> None:
 
 
 def test_what_the_runs_were_trained_on_is_told(flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = forge_evaluation(tmp_path / "a", label="tiny", model=str(flow.run))
-    assert main(["report", str(folder), "--out", str(tmp_path / "report.html")]) == 0
+    folders = [forge_evaluation(tmp_path / name, label=name, model=str(flow.run)) for name in ("tiny", "again")]
+    assert main(["report", *map(str, folders), "--out", str(tmp_path / "report.html")]) == 0
     assert "tiny" in capsys.readouterr().out
     (row,) = [table[1] for table in PageReader(tmp_path / "report.html").tables if "trained tokens" in table[0]]
     summary = read_complete(flow.run)

@@ -140,9 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     add_model_verbs(add, local=_local)
     add_stage("eval", _eval, "ask models the items of a task; score, judge and compare their answers")
     add_eval_verbs(add, local=_local)
-    report = add("report", _report, "write one page that compares evaluations")
-    report.add_argument("evaluations", type=Path, nargs="+", metavar="EVAL")
-    report.add_argument("--out", type=_local, required=True, help="the .html file to write")
+    report = add("report", _report, "write the page of an evaluation, or one that compares several")
+    several = "one: all that it found; several: exact match side by side, of the simulated world alone"
+    report.add_argument("evaluations", type=Path, nargs="+", metavar="EVAL", help=several)
+    report.add_argument("--out", type=_local, help="the .html file to write (default for one: EVAL/report.html)")
     _add_launch(verbs.add_parser("launch", help="run a verb that is started again when it is cut off"))
     _add_config(verbs.add_parser("config", help="show, compare or list settings"))
     doctor = add("doctor", _doctor, "say what is installed, found and writable here")
@@ -251,21 +252,28 @@ def _eval(arguments: argparse.Namespace) -> None:
     from wizard_jax.evaluate.judged_results import comparison_rows, judge_rows
     from wizard_jax.evaluate.results import measure_rows, score_rows
     from wizard_jax.progress import show_progress, show_table
+    from wizard_jax.report.evaluation import PAGE, write_page
 
     check_platforms()
     config = _load(EvalConfig, arguments)
     with show_progress("eval") as progress:
-        results = evaluate(config, arguments.out, progress=progress, say=say)
+        results = evaluate(config, arguments.out, progress=progress, say=say, page=write_page)
     for head, rows in (score_rows(results), measure_rows(results), judge_rows(results), comparison_rows(results)):
         if rows:
             show_table(head, rows)
-    say(f"answers and results are in {arguments.out}")
+    say(f"answers and results are in {arguments.out}; the page is {arguments.out / PAGE}")
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from configs.errors import UserError
     from wizard_jax.progress import show_table
-    from wizard_jax.report import comparison
+    from wizard_jax.report import comparison, evaluation
 
+    if len(arguments.evaluations) == 1:
+        say(f"the page is {evaluation.write_page(arguments.evaluations[0], target=arguments.out)}")
+        return
+    if arguments.out is None:
+        raise UserError("a page that compares several evaluations belongs to none of them: say where to, with --out")
     arms = comparison.write_report(arguments.evaluations, arguments.out)
     show_table(comparison.HEAD, comparison.comparison_rows(arms))
     say(f"the page is {arguments.out}")

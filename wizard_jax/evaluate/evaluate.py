@@ -47,7 +47,7 @@ from wizard_jax.evaluate.judged_results import GRADES, VERDICTS, judged_results
 from wizard_jax.evaluate.judging.calibration import KnownTruth, known_truth
 from wizard_jax.evaluate.judging.panel import Answers, Judged, judged
 from wizard_jax.evaluate.measuring import MeasuredTask, measure_models, of_model
-from wizard_jax.evaluate.results import ANSWERS, RESULTS, answer_rows, model_results
+from wizard_jax.evaluate.results import ANSWERS, RESULTS, Page, answer_rows, model_results
 from wizard_jax.evaluate.tasks import gsm8k, harness, held_out_loss, ifeval, mt_bench, simulated_world, vicuna, wizardlm
 from wizard_jax.progress import Progress
 
@@ -81,9 +81,14 @@ MEASURED: Mapping[type, MeasuredTask] = {
 
 
 def evaluate(
-    config: EvalConfig, out: Path, *, progress: Progress, say: Callable[[str], None] = print
+    config: EvalConfig,
+    out: Path,
+    *,
+    progress: Progress,
+    say: Callable[[str], None] = print,
+    page: Page | None = None,
 ) -> dict[str, Any]:
-    """Evaluates into `out` and returns what results.json holds.
+    """Evaluates into `out` and returns what results.json holds; `page` writes about it before it is complete.
 
     Raises:
       UserError: no model, no chat format, or a run whose own training data is not among `task.held_out_from`.
@@ -96,7 +101,7 @@ def evaluate(
     # What can be wrong, before there is a folder
     check(config)
     if type(config.task) in MEASURED:
-        return measure_models(config, MEASURED[type(config.task)], out, progress=progress, say=say)
+        return measure_models(config, MEASURED[type(config.task)], out, progress=progress, say=say, page=page)
     task = TASKS[type(config.task)]
     items = task.read(config.task)
     asked = items.items[: config.limit or None]
@@ -141,6 +146,8 @@ def evaluate(
             _write_rows(out / GRADES, [row.to_dict() for row in answers.judged.grades])
             results |= judged_results(config, answers.judged, asked, families=items.families)
         write_atomically(out / RESULTS, json.dumps(results, indent=2) + "\n")
+        if page is not None:
+            page(out, results)
         folder.complete(results)
     return results
 

@@ -17,7 +17,7 @@ from configs.interrupt import StopFlag, stop_flag
 from data_gen.llm.chat import NOTHING
 from wizard_jax.evaluate.config import EvalConfig, Local
 from wizard_jax.evaluate.local_chat import fingerprint
-from wizard_jax.evaluate.results import RESULTS
+from wizard_jax.evaluate.results import RESULTS, Page
 from wizard_jax.progress import Progress
 from wizard_jax.runs import OpenedModel, open_model
 
@@ -52,7 +52,13 @@ class MeasuredTask:
 
 
 def measure_models(
-    config: EvalConfig, task: MeasuredTask, out: Path, *, progress: Progress, say: Callable[[str], None]
+    config: EvalConfig,
+    task: MeasuredTask,
+    out: Path,
+    *,
+    progress: Progress,
+    say: Callable[[str], None],
+    page: Page | None = None,
 ) -> dict[str, Any]:
     """Measures every model into `out`, and returns what results.json holds.
 
@@ -88,6 +94,8 @@ def measure_models(
                 "spent": NOTHING._asdict(),
             }
         write_atomically(out / RESULTS, json.dumps(results, indent=2) + "\n")
+        if page is not None:
+            page(out, results)
         folder.complete(results)
     return results
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from wizard_jax.evaluate.statistics.shares import wilson
 
 ANSWERS = "answers.jsonl"
 RESULTS = "results.json"
+
+Page: TypeAlias = Callable[[Path, Mapping[str, Any]], object]
+"""Writes a page into the folder of an evaluation, about what results.json holds."""
 
 
 def answer_rows(

@@ -65,7 +65,8 @@ def read_arms(folder: Path) -> list[Arm]:
     config = load_config(EvalConfig, folder)
     if not isinstance(config.task, SimulatedWorld):
         raise UserError(
-            f"{folder}: is of {type(config.task).__name__}; this page compares models in the simulated world"
+            f"{folder}: is of {type(config.task).__name__}; several evaluations are compared in the simulated world "
+            "alone. Evaluate the models in one folder, which has a page of its own"
         )
     return [_read_arm(folder, name, model, results) for name, model in config.models.items()]
 

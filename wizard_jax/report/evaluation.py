@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from configs.errors import UserError
 from configs.folder import write_atomically
 from data_gen.llm.pricing import dollars
 from data_gen.page import Content, Html, element, facts, figure, join, page, table
@@ -34,11 +35,13 @@ def write_page(folder: Path, results: Mapping[str, Any] | None = None, *, target
     `results` are those of an evaluation that is not marked complete yet; None: those that it was completed with.
 
     Raises:
-      FolderError: the folder is not of a finished wizard eval.
+      UserError: the folder is not of a finished wizard eval, a row in it is damaged, or `target` ends in .csv.
     """
     evaluation = read_evaluation(folder, results)
     target = folder / PAGE if target is None else target
     numbers = target.with_suffix(".csv")
+    if numbers == target:
+        raise UserError(f"{target}: the page is a .html file; the numbers of its drawings go into the .csv beside it")
     sections = {heading: section(evaluation) for heading, section in SECTIONS.items()}
     drawn = [part for parts in sections.values() for part in parts if isinstance(part, Figure)]
     contents: list[Content] = [_first(evaluation)]
@@ -77,10 +80,11 @@ def _shown(parts: Parts) -> Iterator[Content]:
 def _first(evaluation: Evaluation) -> Html:
     results = evaluation.results
     task, judges = results["task"], results.get("judges", {})
-    named: dict[str, Content] = {"items": f"{task['items']:,}", "models": f"{len(results['models']):,}"}
+    named: dict[str, Content] = {"items": f"{task['items']:,}"} if "items" in task else {}
+    named["models"] = f"{len(results['models']):,}"
     if judges:
         named["judges that count"] = f"{sum(told['counts'] for told in judges.values())} of {len(judges)}"
-    if "spent" in results:
+    if results["spent"]["calls"]:
         named["requests"] = f"{results['spent']['calls']:,}"
         named["paid"] = dollars(results["spent"]["usd"])
     is_simulated = isinstance(evaluation.config.task, SimulatedWorld)
@@ -165,20 +169,19 @@ def _asked(evaluation: Evaluation) -> Parts:
     """The task, the models and the settings of what was asked."""
     results, config = evaluation.results, evaluation.config
     task = results["task"]
+    asks = bool(results["spent"]["calls"])  # those that measure models themselves ask for no answers
     told = {
         "task": task["name"],
-        "source": task["source"],
-        "SHA-256": task["sha256"],
-        "answers to each item": config.samples,
-        "temperature": config.temperature,
-        "max_tokens": config.max_tokens,
+        "source": task.get("source", ""),
+        "SHA-256": task.get("sha256", ""),
+        **({name: getattr(config, name) for name in ("samples", "temperature", "top_p", "max_tokens")} if asks else {}),
         "seed": config.seed,
         "wording of the judges' prompts": results.get("prompts", ""),
         "pairs of known truth of each kind": config.gates.pairs if config.judges else "",
     }
     parts: Parts = [
         table(("asked", ""), [(name, str(value)) for name, value in told.items() if value != ""]),
-        *(element("p", f"Note: {note}") for note in task["notes"]),
+        *(element("p", f"Note: {note}") for note in task.get("notes", ())),
     ]
     if "held_out" in task:
         parts.append(element("p", f"Held out: {held_out_text(task['held_out'])}"))

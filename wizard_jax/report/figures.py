@@ -70,11 +70,9 @@ def radar(
     limits: tuple[float, float],
     reference: float | None = None,
 ) -> Figure:
-    """A line for each series, which has a point in every group."""
-    groups, series = (list(dict.fromkeys(getattr(point, by) for point in points)) for by in ("group", "series"))
-    by_place = {(point.group, point.series): point.interval for point in points}
-    lines = {one: [by_place[group, one] for group in groups] for one in series}
-    svg = plots.radar(groups, lines, limits=limits, reference=reference)
+    """A closed line through the points, which are of one series."""
+    groups, values = [point.group for point in points], [point.interval for point in points]
+    svg = plots.radar(groups, values, limits=limits, reference=reference)
     return Figure(name=name, caption=caption, svg=svg, points=tuple(points))
 
 

@@ -43,7 +43,9 @@ def judges_section(evaluation: Evaluation) -> Parts:
 
 def _gates(name: str, told: Mapping[str, Any]) -> Html:
     if told["failed"]:
-        verdict = "failed a gate, and counts because the config says so" if told["counts"] else "failed, and does not count"
+        verdict = (
+            "failed a gate, and counts because the config says so" if told["counts"] else "failed, and does not count"
+        )
     elif has_passed(told):
         verdict = "passed every gate, and counts"
     else:
@@ -122,11 +124,11 @@ def _known(judges: Mapping[str, Mapping[str, Any]]) -> Parts:
         return [element("p", "None was asked about any, so no judge has passed.")]
     parts: Parts = []
     if rows:
-        head = ("judge", "pairs of known truth", "graded", "right", "right by length alone", "same in both orders")
-        parts.append(table(head, rows))
+        whether = ("graded", "right", "right by length alone", "same in both orders")
+        parts.append(table(("judge", "pairs of known truth", *whether), rows))
     if rankings:
-        head = ("judge", "difficulty known of", "graded", "rank correlation", "without length")
-        parts.append(table(head, rankings))
+        ranked = ("graded", "rank correlation", "without length")
+        parts.append(table(("judge", "difficulty known of", *ranked), rankings))
     return parts
 
 
@@ -135,10 +137,10 @@ def _agreement(evaluation: Evaluation) -> Parts:
     if not found:
         return []
     names = ("raw", "kappa", "alpha_nominal", "alpha_ordinal", "ac1")
-    rows = []
-    for one in found:
-        figures = (interval(one["agreement"][name], 2) or "-" for name in names)
-        rows.append((" and ".join(one["judges"]), one["pairs"], *figures))
+    rows = [
+        (" and ".join(one["judges"]), one["pairs"], *(interval(one["agreement"][name], 2) or "-" for name in names))
+        for one in found
+    ]
     return [
         element("h3", "Agreement between judges"),
         table(("judges", "pairs", "raw", "kappa", "alpha, nominal", "alpha, ordinal", "AC1"), rows),

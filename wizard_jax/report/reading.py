@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from configs.errors import UserError
 from configs.folder import load_config, read_complete
 from data_gen.llm import journal_file
 from data_gen.llm.chat import Spent
 from data_gen.llm.journal import JOURNAL
 from data_gen.page import Content
 from wizard_jax.evaluate.config import EvalConfig
-from wizard_jax.evaluate.judged_results import GRADES, VERDICTS
-from wizard_jax.evaluate.judging.rows import Graded, Verdict
+from wizard_jax.evaluate.judged_results import VERDICTS
+from wizard_jax.evaluate.judging.rows import Verdict
 from wizard_jax.evaluate.results import ANSWERS
 from wizard_jax.report.figures import Figure
 
@@ -41,9 +42,6 @@ class Evaluation:
     def verdicts(self) -> list[Verdict]:
         return [Verdict.from_dict(row) for row in self._rows(VERDICTS)]
 
-    def grades(self) -> list[Graded]:
-        return [Graded.from_dict(row) for row in self._rows(GRADES)]
-
     def spent(self) -> dict[str, Spent]:
         """By what was asked for; of replies that came."""
         if not (self.folder / JOURNAL).exists():
@@ -54,8 +52,15 @@ class Evaluation:
     def _rows(self, name: str) -> list[dict[str, Any]]:
         if not (self.folder / name).exists():
             return []
+        rows = []
         with (self.folder / name).open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+            for number, line in enumerate(lines, 1):
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    place = f"{self.folder / name}:{number}"
+                    raise UserError(f"{place}: damaged ({error}); evaluate into a new folder") from error
+        return rows
 
 
 def read_evaluation(folder: Path, results: Mapping[str, Any] | None = None) -> Evaluation:

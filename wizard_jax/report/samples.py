@@ -38,15 +38,16 @@ def samples_section(evaluation: Evaluation) -> Parts:
     counted = {name for name, told in evaluation.results["judges"].items() if told["counts"]}
     why = {key: why_shown(rows, counted=counted) for key, rows in pairs.items()}
     ordered = sorted(pairs, key=lambda key: WHY.index(why[key]))
-    disputed = sum(one != WHY[-1] for one in why.values())
-    chosen = ordered[: min(DISPUTED, disputed)]
+    chosen = [key for key in ordered if why[key] != WHY[-1]][:DISPUTED]
     rest = ordered[len(chosen) :]
     if rest:
         chosen += rest[:: -(-len(rest) // OTHERS)]
     answers = {(row["model"], row["id"], row["sample"]): row for row in evaluation.answers()}
+    disputed = sum(one in WHY[:2] for one in why.values())
     told = (
-        f"{len(chosen)} of {len(pairs):,} pairs of answers; judges or orders disagree on {disputed:,}, of which the "
-        "most telling are shown first. Long texts are cut here; the rows are whole in answers.jsonl and verdicts.jsonl."
+        f"{len(chosen)} of {len(pairs):,} pairs of answers, the most telling first: judges that count, or their "
+        f"orders, disagree on {disputed:,}. Long texts are cut here; the rows are whole in answers.jsonl and "
+        "verdicts.jsonl."
     )
     return [element("p", told), *(_pair(pairs[key], why[key], answers, evaluation) for key in chosen)]
 
@@ -73,7 +74,7 @@ def _pair(
 ) -> Html:
     first = rows[0]
     own, other = (answers[model, first.item, first.sample] for model in (first.candidate, first.baseline))
-    names = tuple(evaluation.called[model] for model in (first.candidate, first.baseline))
+    names = evaluation.called[first.candidate], evaluation.called[first.baseline]
     sides = (_answer(own, names[0]), _answer(other, names[1]))
     return element(
         "div",

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_gen.page import Content, element, table
 from wizard_jax.evaluate.statistics.multiple import LEAST
-from wizard_jax.report.claims import interval, p_value
+from wizard_jax.report.claims import interval
 from wizard_jax.report.figures import Point, bars, radar
 from wizard_jax.report.reading import Evaluation, Parts
 
@@ -33,7 +33,7 @@ def verdicts_section(evaluation: Evaluation) -> Parts:
     if not comparisons:
         return []
     judged = [one for one in comparisons if "none" not in one["win_rate"]]
-    head = ("comparison", "win rate", "wins / ties / losses", "sign test", "at equal length", "strict w / t / l")
+    head = ("comparison", "win rate", "wins / ties / losses", "sign test p", "at equal length", "strict w / t / l")
     rows = [(_pair(one, evaluation), *_cells(one)) for one in comparisons]
     parts: Parts = [table(head, rows), element("p", RULE)]
     if not judged:
@@ -79,7 +79,7 @@ def _cells(comparison: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         interval(rate["estimate"]),
         _counts(rate),
-        p_value(rate["p"]),
+        _p(rate["p"]),
         length.get("none") or interval(length["controlled"]),
         _counts(strict),
     )
@@ -87,6 +87,10 @@ def _cells(comparison: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _counts(found: Mapping[str, Any]) -> str:
     return f"{found['wins']} / {found['ties']} / {found['losses']}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _graded(comparison: Mapping[str, Any]) -> str:
@@ -152,10 +156,10 @@ def _group_table(what: str, groups: Sequence[Mapping[str, Any]]) -> Content:
     rows = []
     for one in groups:
         found = one["comparison"]
-        corrected = f"under {LEAST} items: no claim" if one["holm"] is None else p_value(one["holm"])
+        corrected = f"under {LEAST} items: no claim" if one["holm"] is None else _p(one["holm"])
         estimate = found["estimate"]
         rows.append((one["name"] or "none named", estimate["n"], interval(estimate), _counts(found), corrected))
-    return table((what, "items", "win rate", "wins / ties / losses", "sign test, after Holm"), rows)
+    return table((what, "items", "win rate", "wins / ties / losses", "sign test p, after Holm"), rows)
 
 
 def strengths_section(evaluation: Evaluation) -> Parts:
