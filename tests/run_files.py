@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,8 @@ class Left:
     counted: int
 
 
-def left_behind(out: Path, copy: Path) -> Left:
+def left_behind(out: Path, copy: Path, *, drawn_from: Callable[..., int] = keyed_number) -> Left:
+    """`drawn_from` makes a request's seed of the run's, which is 0, and its key."""
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
     for file in out.glob("journal.sqlite*"):
@@ -45,4 +46,4 @@ def left_behind(out: Path, copy: Path) -> Left:
         keys = db.execute("SELECT lineage, round, purpose FROM outcomes").fetchall()
         ((marks,),) = db.execute("SELECT count(*) FROM in_flight")
         ((counted,),) = db.execute("SELECT possibly_paid_twice FROM totals")
-    return Left(frozenset(keyed_number(0, *key) % 2**31 for key in keys), marks, counted)
+    return Left(frozenset(drawn_from(0, *key) % 2**31 for key in keys), marks, counted)

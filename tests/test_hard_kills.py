@@ -22,6 +22,7 @@ from wizard_children import Child, Parent, parent_of_wizards, until
 from configs.folder import read_complete
 from configs.loader import dump
 from data_gen.config import EvolveConfig, Faults, Measure, OpenAICompatible, Price, Simulated, SimulatedSeeds
+from data_gen.evolve import keyed_number
 from data_gen.generate import generate
 
 CONCURRENCY = 16
@@ -67,7 +68,14 @@ def killed_again_and_again(tmp_path: Path, parent: Parent, *, kills: int, seeds:
 
 
 def kill_once(
-    start: Callable[[], Child], served: Served, out: Path, *, more: int, before: Left, draws: random.Random
+    start: Callable[[], Child],
+    served: Served,
+    out: Path,
+    *,
+    more: int,
+    before: Left,
+    draws: random.Random,
+    drawn_from: Callable[..., int] = keyed_number,
 ) -> Left:
     """Kills a run when so many more requests have come; 0: before any has."""
     asked = served.asked
@@ -81,7 +89,7 @@ def kill_once(
     assert child.killed() == -9, child.output
     until(lambda: not asked.open)
     time.sleep(0.005)
-    after = left_behind(out, out.with_name("copy"))
+    after = left_behind(out, out.with_name("copy"), drawn_from=drawn_from)
     assert before.journalled <= after.journalled, "a reply was lost"
     again = [seed for seed in before.journalled if asked.came[seed] != came[seed]]
     assert not again, "a journalled reply was asked for again"

@@ -150,7 +150,6 @@ async def _answer(item: Item, sample: int, *, model: str, asked: Asked, config: 
     messages: list[Message] = []
     problem = ""
     # The first of several is the only one of one: asked once more with more samples, it comes from the journal.
-    drawn: tuple[int, ...] = (sample,) if sample else ()
     asker = f"{model}#{sample}" if sample else model
     for number, turn in enumerate(item.turns):
         messages.append(Message("user", turn))
@@ -162,7 +161,7 @@ async def _answer(item: Item, sample: int, *, model: str, asked: Asked, config: 
             temperature=config.temperature,
             top_p=config.top_p,
             max_tokens=config.max_tokens,
-            seed=keyed_number(config.seed, item.id, number, "answer", *drawn) % 2**31,
+            seed=keyed_number(config.seed, key.lineage, key.round, key.purpose) % 2**31,
         )
         try:
             reply = await asked.chat.complete(request)
