@@ -19,10 +19,14 @@ from tiny_flow import Flow
 from configs.errors import UserError
 from configs.folder import read_complete
 from wizard_jax.cli import main
+from wizard_jax.evaluate.difficulty.summary import rounds
 from wizard_jax.evaluate.items import Item
 from wizard_jax.evaluate.judging.rows import Verdict
+from wizard_jax.evaluate.statistics.bootstrap import Estimate
+from wizard_jax.evaluate.statistics.shares import difference, wilson
 from wizard_jax.report.claims import interval
 from wizard_jax.report.evaluation import write_page
+from wizard_jax.report.rounds import round_evidence
 from wizard_jax.report.samples import WHY, why_shown
 
 
@@ -138,6 +142,8 @@ def test_the_notes_of_task_and_models_and_the_wording_are_told(judged: Path, pag
     assert asked["SHA-256"] == "ab" * 32
     assert "1,234requests" in page.text
     assert "$1.25paid" in page.text
+    cost = {"asked for": "judge", "replies": "234", "tokens in": "1,678", "tokens out": "10", "paid": "$1.12"}
+    assert page.table("asked for") == [cost]
 
 
 def test_a_bounded_number_of_pairs_is_shown_with_both_orders_reasons_disagreements_first(page: PageReader) -> None:
@@ -282,6 +288,40 @@ def test_wizard_eval_leaves_the_page_and_wizard_report_makes_it_anew(
     assert (out / "report.html").read_bytes() == made
     assert main(["report", str(out), "--out", str(tmp_path / "new" / "page.html")]) == 0
     assert (tmp_path / "new" / "page.csv").read_bytes() == (out / "report.csv").read_bytes()
+
+
+def test_rounds_are_those_of_the_results_and_what_is_missing_is_said(tmp_path: Path) -> None:
+    """What tasks of difficulty and of validity would have found, in one folder."""
+    folder = forge_evaluation(tmp_path / "eval")
+    told = read_complete(folder)
+    names = ("ifd_loss", "ifd_ppl", "ic_ifd", "unhelped", "instruction_tokens", "answer_tokens")
+    rows = [
+        {"id": f"{lineage}/{at}", "lineage": str(lineage), "round": at, "parent": f"{lineage}/{at - 1}"}
+        | {
+            "loss": 2.0 + at + lineage / 10,
+            **dict.fromkeys(names, 0.5 + lineage % 3 / 100 + at * (10 + lineage % 5) / 40),
+        }
+        for lineage in range(12)
+        for at in range(3)
+    ]
+    found = rounds(rows, seed=0)
+    told["models"]["one"]["rounds"] = found
+    whole, fewer = (wilson(hits, 40)._asdict() for hits in (40, 39))
+    shares = dict.fromkeys(("answerable", "self_consistent", "harder", "harder_and_valid"))
+    valid = [{"round": at, "items": 40, **shares, "valid": fewer if at == 2 else whole} for at in range(3)]
+    told["validity"] = {"one": valid}
+    page = check(write_page(folder, told), shown=(), scripts=0)
+    assert [row["ifd_loss"] for row in page.table("loss and IFD")] == [interval(one["ifd_loss"]) for one in found]
+    assert page.table("loss and IFD")[1]["IFD gained on the parent"] == interval(found[1]["gains"]["ifd_loss"])
+    assert page.table("validity by")[2]["valid"] == f"{fewer['share']:.2f} [{fewer['low']:.2f}, {fewer['high']:.2f}]"
+    first, second = round_evidence(told)
+    assert (first.number, second.number) == (1, 2)
+    assert first.judge_free["ifd_loss of one"].low > 0
+    low, high = difference(wilson(39, 40), wilson(40, 40))
+    assert second.validity == Estimate(-0.025, low, high, 40, "Newcombe's of independent shares")
+    for failed in ("round 1: 2 judges that passed", "round 2: the share of valid instructions changes by -0.025"):
+        assert failed in page.text
+    assert "no measure without a judge" not in page.text
 
 
 def test_bad_input_of_wizard_report_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
