@@ -81,6 +81,8 @@ def test_verdicts_are_those_of_the_results(judged: Path, page: PageReader) -> No
         "at equal length": interval(told["length_controlled"]["controlled"]),
         "strict w / t / l": f"{strict['wins']} / {strict['ties']} / {strict['losses']}",
     }
+    assert counts[1]["at equal length"] == "unknown"
+    assert "Unknown for other against seeds: the answers differ in length by 0 on every prompt" in page.text
     assert plans[0]["items graded"] == f"{told['graded']} of 60"
     assert plans[0]["smallest effect"] == f"{told['detectable_effect']:.3f}"
     assert plans[0]["judges that count"] == "one, two"
@@ -106,6 +108,7 @@ def test_strengths_and_capacities_are_those_of_the_results(judged: Path, page: P
     for row, one in zip(capacities, told["capacity"].values(), strict=True):
         assert row["weighted by items (as published)"] == interval(one["item_weighted"])
         assert row["plain mean of skills"] == interval(one["skill_mean"])
+        assert row["items"] == str(one["items"])
         assert row["of seeds"] == f"{one['mean_grades'][1]:.2f}"
 
 

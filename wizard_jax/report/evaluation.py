@@ -112,7 +112,7 @@ def _scores(evaluation: Evaluation) -> Parts:
     parts: Parts = []
     for head, rows in (score_rows({"models": _called(models)}), measure_rows({"models": _called(models)})):
         if rows:
-            parts.append(table(head, rows))
+            parts.append(table(head, rows, css="dense"))
     points = _score_points(models)
     if points:
         main = next(iter(next(told["scores"] for told in models.values() if told.get("scores"))))

@@ -107,7 +107,7 @@ def _loss_rows(by_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterable[
 def _figure(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
-    return found["why"] if "why" in found else interval(found)
+    return f"unknown: {found['why']}" if "why" in found else interval(found)
 
 
 def _share(found: Mapping[str, Any] | None) -> str:
