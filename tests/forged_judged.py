@@ -112,6 +112,7 @@ def forge_judged(out: Path, forged: Forged) -> Path:
             for name, label in forged.named
         },
         "spent": {"calls": 1234, "input_tokens": 5678, "output_tokens": 910, "usd": 1.25},
+        "spent_for": {"judge": {"calls": 234, "input_tokens": 1678, "output_tokens": 10, "usd": 1.125}},
     }
     judged = _judged(forged, config, answers)
     if forged.judges:

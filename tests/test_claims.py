@@ -139,7 +139,7 @@ def test_harder_is_said_where_every_round_has_all_its_evidence() -> None:
     claim = harder([ROUND, replace(ROUND, number=2)])
     assert claim.holds
     assert claim.sentence == "Instructions get harder with each round"
-    assert "round 2: P(harder than its parent) at like length 0.700 [0.600, 0.800]" in claim.figures
+    assert "at nearly equal length: of round 1 0.700 [0.600, 0.800]; of round 2 0.700 [0.600, 0.800]" in claim.figures
 
 
 @pytest.mark.parametrize(

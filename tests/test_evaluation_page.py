@@ -6,23 +6,29 @@ import csv
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, browser
 from forged_evaluation import forge_evaluation
 from forged_judged import Forged, forge_judged, in_both_orders, make_items
 from page_reader import PageReader
-from test_page import HOSTILE, check
+from test_page import FORMS, HOSTILE, LEAVES_A_MARK, check
 from tiny_flow import Flow
 
 from configs.errors import UserError
 from configs.folder import read_complete
 from wizard_jax.cli import main
+from wizard_jax.evaluate.difficulty.summary import rounds
 from wizard_jax.evaluate.items import Item
 from wizard_jax.evaluate.judging.rows import Verdict
+from wizard_jax.evaluate.statistics.bootstrap import Estimate
+from wizard_jax.evaluate.statistics.shares import difference, wilson
 from wizard_jax.report.claims import interval
 from wizard_jax.report.evaluation import write_page
+from wizard_jax.report.rounds import round_evidence
 from wizard_jax.report.samples import WHY, why_shown
 
 
@@ -75,6 +81,8 @@ def test_verdicts_are_those_of_the_results(judged: Path, page: PageReader) -> No
         "at equal length": interval(told["length_controlled"]["controlled"]),
         "strict w / t / l": f"{strict['wins']} / {strict['ties']} / {strict['losses']}",
     }
+    assert counts[1]["at equal length"] == "unknown"
+    assert "Unknown for other against seeds: the answers differ in length by 0 on every prompt" in page.text
     assert plans[0]["items graded"] == f"{told['graded']} of 60"
     assert plans[0]["smallest effect"] == f"{told['detectable_effect']:.3f}"
     assert plans[0]["judges that count"] == "one, two"
@@ -100,6 +108,7 @@ def test_strengths_and_capacities_are_those_of_the_results(judged: Path, page: P
     for row, one in zip(capacities, told["capacity"].values(), strict=True):
         assert row["weighted by items (as published)"] == interval(one["item_weighted"])
         assert row["plain mean of skills"] == interval(one["skill_mean"])
+        assert row["items"] == str(one["items"])
         assert row["of seeds"] == f"{one['mean_grades'][1]:.2f}"
 
 
@@ -138,6 +147,8 @@ def test_the_notes_of_task_and_models_and_the_wording_are_told(judged: Path, pag
     assert asked["SHA-256"] == "ab" * 32
     assert "1,234requests" in page.text
     assert "$1.25paid" in page.text
+    cost = {"asked for": "judge", "replies": "234", "tokens in": "1,678", "tokens out": "10", "paid": "$1.12"}
+    assert page.table("asked for") == [cost]
 
 
 def test_a_bounded_number_of_pairs_is_shown_with_both_orders_reasons_disagreements_first(page: PageReader) -> None:
@@ -179,6 +190,9 @@ def test_the_numbers_of_every_drawing_are_in_the_csv(judged: Path) -> None:
         assert [float(row[key]) for key in ("value", "low", "high", "n")] == [
             found[key] for key in ("value", "low", "high", "n")
         ]
+    sorted_bars = [float(row["value"]) for row in rows if row["figure"] == f"by skill: {pair}"]
+    assert len(sorted_bars) == 3
+    assert sorted_bars == sorted(sorted_bars, reverse=True)
     assert len({row["figure"] for row in rows}) == (judged / "report.html").read_text().count("<figure>")
 
 
@@ -235,10 +249,15 @@ def test_without_gates_a_judge_was_not_tried(tmp_path: Path) -> None:
 
 def test_fifty_script_strings_everywhere_are_only_text(tmp_path: Path) -> None:
     """In names of models and judges, labels, skills, bands, instructions, answers, reasons, problems and notes."""
-    texts = itertools.cycle(HOSTILE)
+    page = check(write_page(hostile_evaluation(tmp_path / "eval", HOSTILE)), shown=HOSTILE, scripts=0)
+    assert {HOSTILE[1], HOSTILE[2]} < set(page.table("figure")[0])
+
+
+def hostile_evaluation(folder: Path, hostile: Sequence[str]) -> Path:
+    texts = itertools.cycle(hostile)
     models = ("evolved", "seeds", "other")
     items = tuple(
-        replace(item, turns=(next(texts), next(texts)), skill=HOSTILE[int(item.id) % 3], band=HOSTILE[int(item.id) % 2])
+        replace(item, turns=(next(texts), next(texts)), skill=hostile[int(item.id) % 3], band=hostile[int(item.id) % 2])
         for item in make_items(60)
     )
     said = {(name, item.id): next(texts) for name in models for item in items}
@@ -247,21 +266,35 @@ def test_fifty_script_strings_everywhere_are_only_text(tmp_path: Path) -> None:
         labels={"evolved": "", "seeds": next(texts), "other": next(texts)},
         answer=lambda model, item: said[model, item.id],
         verdict=lambda judge, item, _: (1, None) if judge == "one" else in_both_orders(int(item.id) % 3 - 1),
-        reason=lambda judge, item: HOSTILE[(int(item.id) + len(judge)) % 50],
+        reason=lambda judge, item: hostile[(int(item.id) + len(judge)) % len(hostile)],
         grade=lambda _, item: 5.0 + int(item.id) % 3,
-        notes=HOSTILE,
-        told={"untraced": HOSTILE[7], "notes": HOSTILE, "weights": HOSTILE[8], "not_answered": {HOSTILE[9]: 1}},
-        problem=HOSTILE[10],
+        notes=hostile,
+        told={"untraced": hostile[7], "notes": hostile, "weights": hostile[8], "not_answered": {hostile[9]: 1}},
+        problem=hostile[10],
     )
-    folder = forge_judged(tmp_path / "eval", forged)
+    forge_judged(folder, forged)
     # A config can not hold such names, and a folder from elsewhere can.
     for file in ("complete.json", "answers.jsonl", "verdicts.jsonl"):
         text = (folder / file).read_text()
-        for name, text_of_it in (("evolved", HOSTILE[0]), ("one", HOSTILE[1]), ("two", HOSTILE[2])):
+        for name, text_of_it in (("evolved", hostile[0]), ("one", hostile[1]), ("two", hostile[2])):
             text = text.replace(json.dumps(name), json.dumps(text_of_it))
         (folder / file).write_text(text)
-    page = check(write_page(folder), shown=HOSTILE, scripts=0)
-    assert {HOSTILE[1], HOSTILE[2]} < set(page.table("figure")[0])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+@pytest.mark.parametrize("width", [360, 1200])
+def test_in_a_browser_nothing_runs_is_fetched_or_is_wider_than_the_window(width: int, tmp_path: Path) -> None:
+    texts = tuple(form.replace("{0}", "{}").replace("{}", LEAVES_A_MARK) for form in FORMS)
+    target = write_page(hostile_evaluation(tmp_path / "eval", texts))
+    with browser(tmp_path / "profile") as tab:
+        tab.resize(width, 800)
+        tab.open(target)
+        assert tab.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+        assert tab.run("document.documentElement.getAttribute('data-ran')") is None
+        assert tab.run("document.querySelectorAll('svg').length") > 5
+        assert tab.problems() == []
 
 
 def test_wizard_eval_leaves_the_page_and_wizard_report_makes_it_anew(
@@ -282,6 +315,40 @@ def test_wizard_eval_leaves_the_page_and_wizard_report_makes_it_anew(
     assert (out / "report.html").read_bytes() == made
     assert main(["report", str(out), "--out", str(tmp_path / "new" / "page.html")]) == 0
     assert (tmp_path / "new" / "page.csv").read_bytes() == (out / "report.csv").read_bytes()
+
+
+def test_rounds_are_those_of_the_results_and_what_is_missing_is_said(tmp_path: Path) -> None:
+    """What tasks of difficulty and of validity would have found, in one folder."""
+    folder = forge_evaluation(tmp_path / "eval")
+    told = read_complete(folder)
+    names = ("ifd_loss", "ifd_ppl", "ic_ifd", "unhelped", "instruction_tokens", "answer_tokens")
+    rows = [
+        {"id": f"{lineage}/{at}", "lineage": str(lineage), "round": at, "parent": f"{lineage}/{at - 1}"}
+        | {
+            "loss": 2.0 + at + lineage / 10,
+            **dict.fromkeys(names, 0.5 + lineage % 3 / 100 + at * (10 + lineage % 5) / 40),
+        }
+        for lineage in range(12)
+        for at in range(3)
+    ]
+    found = rounds(rows, seed=0)
+    told["models"]["one"]["rounds"] = found
+    whole, fewer = (wilson(hits, 40)._asdict() for hits in (40, 39))
+    shares = dict.fromkeys(("answerable", "self_consistent", "harder", "harder_and_valid"))
+    valid = [{"round": at, "items": 40, **shares, "valid": fewer if at == 2 else whole} for at in range(3)]
+    told["validity"] = {"one": valid}
+    page = check(write_page(folder, told), shown=(), scripts=0)
+    assert [row["ifd_loss"] for row in page.table("loss and IFD")] == [interval(one["ifd_loss"]) for one in found]
+    assert page.table("loss and IFD")[1]["IFD gained on the parent"] == interval(found[1]["gains"]["ifd_loss"])
+    assert page.table("validity by")[2]["valid"] == f"{fewer['share']:.2f} [{fewer['low']:.2f}, {fewer['high']:.2f}]"
+    first, second = round_evidence(told)
+    assert (first.number, second.number) == (1, 2)
+    assert first.judge_free["ifd_loss of one"].low > 0
+    low, high = difference(wilson(39, 40), wilson(40, 40))
+    assert second.validity == Estimate(39 / 40 - 1, low, high, 40, "Newcombe's of independent shares")
+    for failed in ("round 1: 2 judges that passed", "round 2: the share of valid instructions changes by -0.025"):
+        assert failed in page.text
+    assert "no measure without a judge" not in page.text
 
 
 def test_bad_input_of_wizard_report_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

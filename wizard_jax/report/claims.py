@@ -133,11 +133,12 @@ def harder(rounds: Sequence[Round], *, margin: float = VALIDITY_MARGIN) -> Claim
         return Claim(sentence, "", ("no round of rewritten instructions was measured",))
     failed = [f"round {one.number}: {why}" for one in rounds for why in _not_harder(one, margin)]
     told = [
-        f"round {one.number}: P(harder than its parent) at like length "
-        f"{'unknown' if one.length_matched is None else interval(vars(one.length_matched))}"
+        f"of round {one.number} {interval(vars(one.length_matched))}"
         for one in rounds
+        if one.length_matched is not None
     ]
-    return Claim(sentence, "; ".join(told), tuple(failed))
+    figures = f"P(harder than its parent) at nearly equal length: {'; '.join(told)}" if told else ""
+    return Claim(sentence, figures, tuple(failed))
 
 
 def _not_harder(found: Round, margin: float) -> Iterator[str]:

@@ -18,11 +18,12 @@ from data_gen.llm.pricing import dollars
 from data_gen.page import Content, Html, element, facts, figure, join, page, table
 from wizard_jax.evaluate.config import SimulatedWorld
 from wizard_jax.evaluate.results import measure_rows, score_rows
-from wizard_jax.report.claims import Claim, better, percent
+from wizard_jax.report.claims import Claim, better, harder, percent
 from wizard_jax.report.comparison import CHECK, held_out_text
 from wizard_jax.report.figures import Figure, Point, bars, figures_csv
 from wizard_jax.report.judges import judges_section
 from wizard_jax.report.reading import Evaluation, Parts, read_evaluation
+from wizard_jax.report.rounds import round_evidence, rounds_section
 from wizard_jax.report.samples import samples_section
 from wizard_jax.report.verdicts import capacity_section, strengths_section, verdicts_section
 
@@ -64,6 +65,8 @@ def claims(evaluation: Evaluation) -> list[Claim]:
     if baseline and capacity is not None:
         others = [name for name in results["models"] if name != baseline]
         found += [percent(name, baseline, capacity.get(name), judges, called=called) for name in others]
+    if rounds := round_evidence(results):
+        found.append(harder(rounds))
     return found
 
 
@@ -109,7 +112,7 @@ def _scores(evaluation: Evaluation) -> Parts:
     parts: Parts = []
     for head, rows in (score_rows({"models": _called(models)}), measure_rows({"models": _called(models)})):
         if rows:
-            parts.append(table(head, rows))
+            parts.append(table(head, rows, css="dense"))
     points = _score_points(models)
     if points:
         main = next(iter(next(told["scores"] for told in models.values() if told.get("scores"))))
@@ -152,13 +155,11 @@ def _score_points(models: Mapping[str, Mapping[str, Any]]) -> list[Point]:
 
 
 def _cost(evaluation: Evaluation) -> Parts:
-    spent = evaluation.spent()
+    spent = evaluation.results.get("spent_for")
     if not spent:
         return []
-    rows = [
-        (name, f"{one.calls:,}", f"{one.input_tokens:,}", f"{one.output_tokens:,}", dollars(one.usd))
-        for name, one in spent.items()
-    ]
+    counts = ("calls", "input_tokens", "output_tokens")
+    rows = [(name, *(f"{one[count]:,}" for count in counts), dollars(one["usd"])) for name, one in spent.items()]
     return [
         table(("asked for", "replies", "tokens in", "tokens out", "paid"), rows),
         element("p", "Replies of models of this project are among them, and cost nothing."),
@@ -203,6 +204,7 @@ SECTIONS: Mapping[str, Callable[[Evaluation], Parts]] = MappingProxyType(
     {
         "What can be said": _said,
         "Answers and scores": _scores,
+        "Difficulty without a judge": rounds_section,
         "Verdicts": verdicts_section,
         "Strengths": strengths_section,
         "Capacity": capacity_section,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -12,9 +11,6 @@ from typing import Any, TypeAlias
 
 from configs.errors import UserError
 from configs.folder import load_config, read_complete
-from data_gen.llm import journal_file
-from data_gen.llm.chat import Spent
-from data_gen.llm.journal import JOURNAL
 from data_gen.page import Content
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.judged_results import VERDICTS
@@ -41,13 +37,6 @@ class Evaluation:
 
     def verdicts(self) -> list[Verdict]:
         return [Verdict.from_dict(row) for row in self._rows(VERDICTS)]
-
-    def spent(self) -> dict[str, Spent]:
-        """By what was asked for; of replies that came."""
-        if not (self.folder / JOURNAL).exists():
-            return {}
-        with contextlib.closing(journal_file.read_only(self.folder / JOURNAL)) as db:
-            return {purpose: spent for (_, purpose), spent in journal_file.spent_by_purpose(db).items()}
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         if not (self.folder / name).exists():

@@ -49,6 +49,11 @@ def verdicts_section(evaluation: Evaluation) -> Parts:
             limits=RATE,
         ),
         element("p", EQUAL_LENGTH),
+        *(
+            element("p", f"Unknown for {_pair(one, evaluation)}: {one['length_controlled']['none']}.")
+            for one in judged
+            if "none" in one["length_controlled"]
+        ),
         table(
             ("comparison", "items graded", "known to", "smallest effect", "mean characters", "judges that count"),
             [
@@ -80,7 +85,7 @@ def _cells(comparison: Mapping[str, Any]) -> tuple[str, ...]:
         interval(rate["estimate"]),
         _counts(rate),
         _p(rate["p"]),
-        length.get("none") or interval(length["controlled"]),
+        "unknown" if "none" in length else interval(length["controlled"]),
         _counts(strict),
     )
 
@@ -202,18 +207,27 @@ def capacity_section(evaluation: Evaluation) -> Parts:
     rows, points = [], []
     for name, told in found.items():
         model, (own, other) = evaluation.called[name], told["mean_grades"]
-        whole = ("", "") if "none" in told else (interval(told["item_weighted"]), interval(told["skill_mean"]))
-        rows.append((model, *whole, f"{own:.2f}", f"{other:.2f}", told["items"], told.get("none", "")))
+        whole = (
+            ("unknown", "unknown")
+            if "none" in told
+            else (interval(told["item_weighted"]), interval(told["skill_mean"]))
+        )
+        rows.append((model, *whole, f"{own:.2f}", f"{other:.2f}", told["items"]))
         skills = [(skill, one) for skill, one in told.get("skills", {}).items() if one is not None]
         if len(skills) > 1:
             points += [Point.of(one, group=skill or "none named", series=model) for skill, one in skills]
     head = ("model", "weighted by items (as published)", "plain mean of skills", "mean grade")
     parts: Parts = [
-        table((*head, f"of {evaluation.called[baseline]}", "items", ""), rows),
+        table((*head, f"of {evaluation.called[baseline]}", "items"), rows),
         element(
             "p",
             f"Ratios to {evaluation.called[baseline]}; times 100 they are percent. Weighted by items, an item counts "
             "as the baseline's grade of it; in the plain mean, a skill of one item counts as much as one of twenty.",
+        ),
+        *(
+            element("p", f"Unknown for {evaluation.called[name]}: {told['none']}.")
+            for name, told in found.items()
+            if "none" in told
         ),
     ]
     if points:
