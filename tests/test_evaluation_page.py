@@ -120,7 +120,7 @@ def test_judges_are_told_with_their_gates_and_what_they_go_by(judged: Path, page
         assert line in page.text
     rows = {row["figure"]: row for row in page.table("figure")}
     assert rows["same verdict in both orders"]["bad"] == interval(told["bad"]["said"]["orders"]["same"], 2)
-    assert rows["kappa between orders"]["one"] == interval(told["one"]["said"]["orders"]["orders"]["kappa"], 2)
+    assert rows["kappa between orders"]["bad"] == interval(told["bad"]["said"]["orders"]["orders"]["kappa"], 2)
     assert rows["first place preferred"]["bad"].startswith("1.00 [")
     assert rows["why not"]["one"] == "no last line Verdict: 1"
     agreed = {row["judges"]: row for row in page.table("judges")}
