@@ -253,7 +253,7 @@ def a_damaged_checkpoint_that_was_asked_for(flow: Flow, folder: Path) -> Mistake
 @row
 def a_damaged_checkpoint_that_was_to_be_evaluated(flow: Flow, folder: Path) -> Mistake:
     run, out = without_weights(copied(flow.run, folder / "run"), 1), folder / "out"
-    command = flow.eval_command(out, f"model={run}", "step=1")
+    command = flow.eval_command(out, f"models.tiny.path={run}", "step=1")
     return Mistake(command, ("checkpoint 1 is damaged", "is missing"), out)
 
 
@@ -454,7 +454,7 @@ def test_an_older_checkpoint_is_taken_for_a_damaged_one_and_said(
     assert "is missing" in caplog.text
     assert "Checkpoint 1 of 2 steps" in (tmp_path / "hf" / "README.md").read_text()
     assert open_model(run).step == 1
-    assert main(flow.eval_command(tmp_path / "eval", f"model={run}")) == 0
+    assert main(flow.eval_command(tmp_path / "eval", f"models.tiny.path={run}")) == 0
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert results["step"] == 1
     assert "checkpoint 1 is taken" in results["notes"][0]
