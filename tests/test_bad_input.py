@@ -253,7 +253,7 @@ def a_damaged_checkpoint_that_was_asked_for(flow: Flow, folder: Path) -> Mistake
 @row
 def a_damaged_checkpoint_that_was_to_be_evaluated(flow: Flow, folder: Path) -> Mistake:
     run, out = without_weights(copied(flow.run, folder / "run"), 1), folder / "out"
-    command = flow.eval_command(out, f"models.tiny.path={run}", "step=1")
+    command = flow.eval_command(out, f"models.tiny.path={run}", "models.tiny.step=1")
     return Mistake(command, ("checkpoint 1 is damaged", "is missing"), out)
 
 
@@ -361,7 +361,7 @@ def data_that_is_not_held_out(flow: Flow, folder: Path) -> Mistake:
 @row
 def a_model_that_is_not_there(flow: Flow, folder: Path) -> Mistake:
     out = folder / "out"
-    return Mistake(flow.eval_command(out, "model=gone"), ("gone does not exist", "a run of wizard train"), out)
+    return Mistake(flow.eval_command(out, "models.tiny.path=gone"), ("gone does not exist", "a run of wizard train"), out)
 
 
 @row
@@ -455,9 +455,9 @@ def test_an_older_checkpoint_is_taken_for_a_damaged_one_and_said(
     assert "Checkpoint 1 of 2 steps" in (tmp_path / "hf" / "README.md").read_text()
     assert open_model(run).step == 1
     assert main(flow.eval_command(tmp_path / "eval", f"models.tiny.path={run}")) == 0
-    results = json.loads((tmp_path / "eval" / "results.json").read_text())
-    assert results["step"] == 1
-    assert "checkpoint 1 is taken" in results["notes"][0]
+    told = json.loads((tmp_path / "eval" / "results.json").read_text())["models"]["tiny"]
+    assert told["step"] == 1
+    assert "checkpoint 1 is taken" in told["notes"][0]
 
 
 def test_the_shared_flow_was_left_as_it_was(flow: Flow) -> None:
