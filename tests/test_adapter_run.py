@@ -157,7 +157,7 @@ def test_exported_for_peft_it_names_the_folder_that_the_base_was_imported_from(
 
 
 def test_it_is_evaluated_as_any_model(run: Path, flow: Flow, tmp_path: Path) -> None:
-    assert main(flow.eval_command(tmp_path / "eval", f"model={run}")) == 0
+    assert main(flow.eval_command(tmp_path / "eval", f"models.tiny.path={run}")) == 0
 
 
 def test_another_base_is_refused(

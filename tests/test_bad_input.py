@@ -361,7 +361,9 @@ def data_that_is_not_held_out(flow: Flow, folder: Path) -> Mistake:
 @row
 def a_model_that_is_not_there(flow: Flow, folder: Path) -> Mistake:
     out = folder / "out"
-    return Mistake(flow.eval_command(out, "models.tiny.path=gone"), ("gone does not exist", "a run of wizard train"), out)
+    return Mistake(
+        flow.eval_command(out, "models.tiny.path=gone"), ("gone does not exist", "a run of wizard train"), out
+    )
 
 
 @row

@@ -89,7 +89,7 @@ def test_what_is_exported_comes_back_and_is_evaluated(flow: Flow, run: pathlib.P
         assert opened.chat_format == "llama3"
         assert opened.tokenizer.encode("Hi") == Tokenizer(run / "tokenizer.json").encode("Hi")
         assert end_id(get_format("llama3"), opened.tokenizer) == opened.tokenizer.eos_id
-    assert main(flow.eval_command(tmp_path / "eval", f"model={run}")) == 0
+    assert main(flow.eval_command(tmp_path / "eval", f"models.tiny.path={run}")) == 0
 
 
 def test_formats_of_the_same_text_come_back_under_their_own_names(flow: Flow, tmp_path: pathlib.Path) -> None:
