@@ -249,8 +249,8 @@ def _eval(arguments: argparse.Namespace) -> None:
     from wizard_jax.doctor import check_platforms
     from wizard_jax.evaluate.config import EvalConfig
     from wizard_jax.evaluate.evaluate import evaluate
-    from wizard_jax.evaluate.judged_results import comparison_rows, judge_rows
-    from wizard_jax.evaluate.results import measure_rows, score_rows
+    from wizard_jax.evaluate.judged_results import capacity_rows, comparison_rows, judge_rows
+    from wizard_jax.evaluate.results import measure_rows, score_rows, unanswered_rows
     from wizard_jax.progress import show_progress, show_table
     from wizard_jax.report.evaluation import PAGE, write_page
 
@@ -258,7 +258,8 @@ def _eval(arguments: argparse.Namespace) -> None:
     config = _load(EvalConfig, arguments)
     with show_progress("eval") as progress:
         results = evaluate(config, arguments.out, progress=progress, say=say, page=write_page)
-    for head, rows in (score_rows(results), measure_rows(results), judge_rows(results), comparison_rows(results)):
+    for table in (score_rows, unanswered_rows, measure_rows, judge_rows, comparison_rows, capacity_rows):
+        head, rows = table(results)
         if rows:
             show_table(head, rows)
     say(f"answers and results are in {arguments.out}; the page is {arguments.out / PAGE}")
@@ -305,12 +306,18 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 def _config_show(arguments: argparse.Namespace) -> None:
     from configs.loader import entries, origins
+    from configs.parsing import Reference
     from wizard_jax.progress import show_table
 
     root = _root(arguments.stage)
     config = _load(root, arguments)
     came_from = origins(root, [arguments.config], arguments.settings)
-    rows = [(one.path, one.value, one.role, came_from.get(one.path, "default")) for one in entries(config)]
+    rows = [
+        (one.path, f"@{one.value.name}" if isinstance(one.value, Reference) else one.value, one.role, source)
+        for one in entries(config)
+        if one.path
+        for source in [came_from.get(one.path, "default")]
+    ]
     show_table(("setting", "value", "role", "from"), rows)
 
 

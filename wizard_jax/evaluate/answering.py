@@ -27,7 +27,7 @@ from data_gen.llm.chat import (
 from data_gen.llm.journal import Journal
 from data_gen.llm.stack import Stack
 from data_gen.measure.asking import keyed_number
-from data_gen.side_by_side import LOST_IN_A_ROW, all_done
+from data_gen.side_by_side import LOST_IN_A_ROW, RunError, all_done
 from wizard_jax.evaluate.config import EvalConfig, Local, Participant
 from wizard_jax.evaluate.items import Answer, Item
 from wizard_jax.evaluate.local_chat import fingerprint, speaking
@@ -125,7 +125,10 @@ async def answers_of(
 ) -> dict[str, dict[str, tuple[Answer, ...]]]:
     """What models say to each item, by model and item, as many answers as there are samples.
 
-    What was given up is tried once more when all others are done. Raises as `Asking.each` does.
+    What was given up is tried once more when all others are done.
+
+    Raises as `Asking.each` does, and:
+      RunError: every item of a model was given up, so there is nobody to evaluate.
     """
     found: dict[tuple[str, str, int], Answer] = {}
 
@@ -142,6 +145,13 @@ async def answers_of(
     await asking.each(pieces, one, at_once=at_once)
     again = [(model, item, n) for model, item, n in pieces if found[model, item.id, n].problem.startswith(GIVEN_UP)]
     await asking.each(again, one, at_once=at_once)
+    for model in asked:
+        problems = [found[model, item.id, n].problem for item in items for n in samples]
+        if all(problem.startswith(GIVEN_UP) for problem in problems):
+            raise RunError(
+                f"every answer of models.{model} was {problems[-1]}. What was answered so far is saved: mend this and "
+                "start the same command again"
+            )
     return {model: {item.id: tuple(found[model, item.id, n] for n in samples) for item in items} for model in asked}
 
 

@@ -34,6 +34,7 @@ def check(config: EvalConfig) -> None:
     if config.limit < 0:
         raise UserError(f"limit is {config.limit}: a number of items, or 0 for all")
     _check_judges(config)
+    _check_labels(config)
     for name, model in config.models.items():
         if isinstance(model, Local):
             check_local(model, setting=f"models.{name}")
@@ -62,6 +63,18 @@ def _check_judges(config: EvalConfig) -> None:
             check_local(judge.llm, setting=f"judges.{name}.llm")
     if not config.self_judging:
         check_independent(config.judges, config.models, _teachers(config))
+
+
+def _check_labels(config: EvalConfig) -> None:
+    called: dict[str, str] = {}
+    for name, model in config.models.items():
+        label = (isinstance(model, Local) and model.label) or name
+        if label in called:
+            raise UserError(
+                f"models.{called[label]} and models.{name} would both be called {label!r} in what is reported: set "
+                "another label"
+            )
+        called[label] = name
 
 
 def _teachers(config: EvalConfig) -> dict[str, list[Provider]]:

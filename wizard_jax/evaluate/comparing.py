@@ -90,9 +90,9 @@ def _comparison(
 
 
 def _strict(rows: Sequence[Verdict]) -> dict[str, int]:
-    """Verdicts that both orders give, FastChat's rule: a tie where they differ."""
+    """Verdicts (of each judge and sample) that both orders give, FastChat's rule: a tie where they differ."""
     found = Counter(row.strict for row in rows)
-    return {name: found[value] for name, value in (("wins", 1), ("ties", 0), ("losses", -1))}
+    return {name: found[value] for name, value in (("wins", 1), ("ties", 0), ("losses", -1), ("not_graded", None))}
 
 
 def _groups(scores: np.ndarray, groups: Sequence[str], *, bootstrap: Bootstrap) -> list[Told]:
@@ -125,20 +125,28 @@ def capacities(
     counted: Collection[str],
     bootstrap: Bootstrap,
 ) -> dict[str, Told]:
-    """Of each model but the baseline: its graded scores relative to the baseline's, by model."""
+    """Of each model but the baseline: its graded scores relative to the baseline's, by model.
+
+    A grade counts where the same judge graded the baseline's answer of the same turn and sample too: what one judge
+    alone gave would compare judges, and what one turn alone got would compare turns.
+    """
     known = {item.id: item for item in items}
-    given: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    judges: dict[str, None] = {}
+    given: dict[str, dict[tuple[str, str, int, int], float]] = defaultdict(dict)
     for row in grades:
         if row.judge in counted and row.grade is not None:
-            given[row.model][row.item].append(row.grade)
-            judges[row.judge] = None
+            given[row.model][row.item, row.judge, row.turn, row.sample] = row.grade
     found = {}
     for model in models:
-        shared = [item for item in given[model] if item in given[baseline]]
-        if model == baseline or not shared:
+        both: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        judges: dict[str, None] = {}
+        for key, grade in given[model].items():
+            if key in given[baseline]:
+                both[key[0]].append((grade, given[baseline][key]))
+                judges[key[1]] = None
+        if model == baseline or not both:
             continue
-        own, other = ([float(np.mean(given[name][item])) for item in shared] for name in (model, baseline))
+        shared = list(both)
+        own, other = np.array([np.mean(both[item], axis=0) for item in shared]).T.tolist()
         skills = [known[item].skill for item in shared]
         found[model] = {
             "judges": list(judges),

@@ -48,7 +48,7 @@ from wizard_jax.evaluate.judged_results import GRADES, VERDICTS, judged_results
 from wizard_jax.evaluate.judging.calibration import KnownTruth, known_truth
 from wizard_jax.evaluate.judging.panel import Answers, Judged, judged
 from wizard_jax.evaluate.measuring import MeasuredTask, measure_models, of_model
-from wizard_jax.evaluate.results import ANSWERS, RESULTS, Page, answer_rows, model_results
+from wizard_jax.evaluate.results import ANSWERS, RESULTS, Page, answer_rows, model_results, score_names
 from wizard_jax.evaluate.tasks import gsm8k, harness, held_out_loss, ifeval, mt_bench, simulated_world, vicuna, wizardlm
 from wizard_jax.progress import Progress
 
@@ -112,7 +112,7 @@ def evaluate(
     known = known_truth(
         config.gates.pairs if config.judges else 0,
         seed=config.gates.seed,
-        items=asked if config.judges and is_rated else (),
+        items=items.items if config.judges and is_rated else (),  # what a judge is tried on does not shrink with limit
         source=type(config.task).__name__,
     )
     prepared = prepare(hosted(_participants(config)))
@@ -125,6 +125,7 @@ def evaluate(
             answers = asyncio.run(_ask(config, out, prepared, work))
         rows = answer_rows(asked, answers.answers, score=task.score)
         _write_rows(out / ANSWERS, rows)
+        scores = score_names(rows)
         results = {
             "task": {
                 "name": type(config.task).__name__,
@@ -135,7 +136,10 @@ def evaluate(
                 **items.facts,
             },
             "models": {
-                name: {**answers.told[name], **model_results([row for row in rows if row["model"] == name])}
+                name: {
+                    **answers.told[name],
+                    **model_results([row for row in rows if row["model"] == name], scores=scores),
+                }
                 for name in config.models
             },
             **pass_rate_results(rows, seed=config.seed),

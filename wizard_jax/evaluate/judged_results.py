@@ -41,7 +41,7 @@ def judged_results(
         for name in config.judges
     }
     counted = [name for name, judge in config.judges.items() if judge.counts == "always" or not healths[name].failed]
-    pairs = pairings(config)
+    pairs = pairings(config) if any(judge.asks != "graded" for judge in config.judges.values()) else []
     told: dict[str, Any] = {
         "judges": {
             name: {**_health(one), "model": found.models[name], "counts": name in counted}
@@ -53,7 +53,7 @@ def judged_results(
             found.verdicts, pairs, items, counted=counted, families=families, bootstrap=bootstrap
         ),
     }
-    if len(config.models) > 2:
+    if len(config.models) > 2 and pairs:
         told["strengths"] = strengths(found.verdicts, counted=counted, bootstrap=bootstrap)
     if found.grades:
         told["capacity"] = capacities(
@@ -87,11 +87,13 @@ def read_verdicts(folder: Path) -> list[Verdict]:
 
 
 def judge_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """A table of the judges: its head, and a row for each gate that one failed, or for one that failed none."""
+    """A table of the judges: its head, and a row for each gate that one failed, or for one that failed or had none."""
     rows: list[tuple[str, ...]] = []
     for name, told in results.get("judges", {}).items():
         counts = "counts" if told["counts"] else "does not count"
-        rows += [(name, counts, line) for line in told["failed"]] or [(name, counts, "passed every gate")]
+        rows += [(name, counts, line) for line in told["failed"]] or [
+            (name, counts, "passed every gate" if told["passed"] else "untried: gates.pairs is 0")
+        ]
     return ("judge", "", "gates"), rows
 
 
@@ -100,18 +102,35 @@ def comparison_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[t
     rows: list[tuple[str, ...]] = []
     for told in results.get("comparisons", []):
         rate = told["win_rate"]
+        graded = f"{told['graded']:,} of {told['items']:,}" if told["items"] else ""
         pair = f"{told['candidate']} against {told['baseline']}"
         if "none" in rate:
-            rows.append((pair, rate["none"], "", "", ""))
+            rows.append((pair, rate["none"], graded, "", "", ""))
             continue
         found = rate["estimate"]
         counts = f"{rate['wins']} / {rate['ties']} / {rate['losses']}"
-        shares = [f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]", counts, f"{rate['p']:.3f}"]
+        shares = [_share(found), graded, counts, f"{rate['p']:.3f}"]
         controlled = told["length_controlled"]
         if "none" in controlled:
             shares.append(controlled["none"])
         else:
-            equal = controlled["controlled"]
-            shares.append(f"{equal['value']:.3f} [{equal['low']:.3f}, {equal['high']:.3f}]")
+            shares.append(_share(controlled["controlled"]))
         rows.append((pair, *shares))
-    return ("comparison", "win rate, 95 % interval", "wins / ties / losses", "sign test p", "at equal length"), rows
+    head = ("comparison", "win rate, 95 % interval", "items graded", "wins / ties / losses", "sign test p")
+    return (*head, "at equal length"), rows
+
+
+def capacity_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A table of graded scores relative to the baseline's: its head, and a row for each model."""
+    rows: list[tuple[str, ...]] = []
+    for name, told in results.get("capacity", {}).items():
+        means = " against ".join(f"{grade:.2f}" for grade in told["mean_grades"])
+        shares = (
+            [told["none"], ""] if "none" in told else [_share(told[way]) for way in ("item_weighted", "skill_mean")]
+        )
+        rows.append((name, *shares, means, f"{told['items']:,}"))
+    return ("capacity", "weighted by item", "mean over skills", "mean grades, and the baseline's", "items"), rows
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

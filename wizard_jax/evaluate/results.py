@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -90,23 +91,38 @@ def read_answers(folder: Path) -> tuple[list[Item], list[Answer]]:
     return list(items.values()), answers
 
 
-def model_results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of one model: how many items it answered, and its scores, in all and by band."""
-    bands = dict.fromkeys(row["band"] for row in rows if row["band"])
+def model_results(rows: Sequence[Mapping[str, Any]], *, scores: Iterable[str] | None = None) -> dict[str, Any]:
+    """Of one model: how many items it answered, and its scores, in all and by band.
+
+    `scores` are the names of those that any model has (`score_names`), so that one which answered nothing has them
+    too; None: its own.
+    """
+    bands = sorted(dict.fromkeys(row["band"] for row in rows if row["band"]), key=_numbers)
+    names = score_names(rows) if scores is None else tuple(scores)
     return {
         "answered": sum(not row["problem"] for row in rows),
         "not_answered": dict(Counter(row["problem"] for row in rows if row["problem"])),
         "cut": sum("length" in row["finish_reasons"] for row in rows),
         "not_scored": sum(0 in row["weights"].values() for row in rows),
-        "scores": _shares(rows),
-        "bands": {band: _shares([row for row in rows if row["band"] == band]) for band in bands},
+        "scores": _shares(rows, names),
+        "bands": {band: _shares([row for row in rows if row["band"] == band], names) for band in bands},
     }
 
 
-def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _numbers(band: str) -> list[int]:
+    """By which "round 1" stands before "round 10"; bands without a number stay as they are."""
+    return [int(number) for number in re.findall(r"\d+", band)]
+
+
+def score_names(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The names of the scores in rows of answers, in their order."""
+    return tuple(dict.fromkeys(name for row in rows for name in row["scores"]))
+
+
+def _shares(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """By the name of a score: its mean over items, and over the samples of each; one not answered is none right."""
-    names = dict.fromkeys(name for row in rows for name in row["scores"])
-    return {name: _share([row for row in rows if row["weights"].get(name, 1)], name) for name in names}
+    weighed = {name: [row for row in rows if row["weights"].get(name, 1)] for name in names}
+    return {name: _share(those, name) for name, those in weighed.items() if those}
 
 
 def _share(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
@@ -140,6 +156,16 @@ def score_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[
             parts = [told["bands"].get(band, {}).get(name) for band in bands]
             rows.append((told["label"], name, *(_interval(part) for part in (whole, *parts))))
     return ("model", "score", "all items", *bands), rows
+
+
+def unanswered_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A table of the answers that did not come: its head, and a row for each model and reason."""
+    rows: list[tuple[str, ...]] = [
+        (told["label"], f"{count:,} of {told['answered'] + sum(told['not_answered'].values()):,}", why)
+        for told in results["models"].values()
+        for why, count in told.get("not_answered", {}).items()
+    ]
+    return ("model", "not answered", "why"), rows
 
 
 def measure_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

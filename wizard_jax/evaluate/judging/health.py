@@ -182,7 +182,8 @@ def between(verdicts: Iterable[Verdict], *, bootstrap: Bootstrap) -> tuple[Betwe
         shared = sorted(set.intersection(*(set(said[judge]) for judge in group)))
         if shared:
             table = [[said[judge][pair] for judge in group] for pair in shared]
-            found.append(Between(group, len(shared), agreement(table, bootstrap=bootstrap)))
+            items = [pair[0] for pair in shared]  # drawn with all its candidates and samples
+            found.append(Between(group, len(shared), agreement(table, prompts=items, bootstrap=bootstrap)))
     return tuple(found)
 
 
