@@ -112,7 +112,7 @@ def test_agreement_of_judges_is_over_items_with_all_their_samples() -> None:
 
 def test_grades_alone_are_told_as_capacity_and_not_as_comparisons_that_failed(tmp_path: Path) -> None:
     forged = Forged(
-        items=make_items(30), judges=("one",), gates=0, grade=lambda model, item: 4.0 + int(item.id) * len(model) % 3
+        items=make_items(30), judges=("one",), gates=0, grade=lambda model, item: 4.0 + int(item.id) * len(model) % 4
     )
     config, both = forged.config(), read_complete(forge_judged(tmp_path / "eval", forged))
     share = both["capacity"]["evolved"]["item_weighted"]
