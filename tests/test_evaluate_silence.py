@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,3 +157,16 @@ def test_the_settings_of_an_evaluation_are_shown_as_they_are_written(capsys: pyt
     shown = capsys.readouterr().out
     assert "@SimulatedWorld" in shown
     assert "Reference(" not in shown
+
+
+def test_a_judge_is_tried_on_all_items_of_a_task_however_few_are_asked(tmp_path: Path) -> None:
+    steps = ("<<1+1=2>>2", "<<1+1=2>>2 <<2+1=3>>3", "<<1+1=2>>2 <<2+1=3>>3 <<3+1=4>>4")
+    rows = [{"question": f"How many, {n}?", "answer": f"{said}\n#### {n}"} for n, said in enumerate(steps)]
+    file = tmp_path / "test.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    two = ("models.a=@Simulated", "models.b=@Simulated", "self_judging=True", "limit=1", "gates.pairs=2")
+    asked = (f"task.path={file}", f"task.sha256={hashlib.sha256(file.read_bytes()).hexdigest()}")
+    words = ["eval", "configs/eval/gsm8k.gin", "--out", str(tmp_path / "eval"), *asked, *two]
+    assert main([*words, "judges.one=@Judge", "judges.one.llm=@Simulated"]) == 0
+    known = read_complete(tmp_path / "eval")["judges"]["one"]["known"]
+    assert [one["asked"] for one in known if "GSM8K" in one["kind"]] == [2]
