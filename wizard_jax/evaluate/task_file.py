@@ -154,7 +154,9 @@ def _unusable(path: str, faults: list[tuple[int, str]]) -> TaskError:
     kinds: defaultdict[str, list[int]] = defaultdict(list)
     for number, fault in faults:
         kinds[fault].append(number)
-    lines = [f"{path}: {len({number for number, _ in faults})} rows can not be used: mend them, or take another file"]
+    bad = len({number for number, _ in faults})
+    rows, them = ("row", "it") if bad == 1 else ("rows", "them")
+    lines = [f"{path}: {bad:,} {rows} can not be used: mend {them}, or take another file"]
     for fault, numbers in list(kinds.items())[:_SHOWN]:
         more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
         told = ", ".join(map(str, numbers[:_SHOWN]))

@@ -57,7 +57,9 @@ def _read(config: EvalConfig) -> dict[str, Any]:
         "sha256": manifest.sha256,
         "items": sum(choose(task.dataset, records=task.records, seed=config.seed).values()),
         "judged": len(judged),
-        "notes": [] if judged else ["no judge's scores are compared with: set task.judged to a wizard evolve that has"],
+        "notes": []
+        if judged
+        else ["IFD stands beside no judge's scores: set task.judged to a wizard evolve whose judge gave some"],
     }
 
 
