@@ -114,6 +114,7 @@ def like_galactica(folder: pathlib.Path) -> pathlib.Path:
 
 def with_added(file: pathlib.Path, **contents: bool) -> pathlib.Path:
     """LLaMA's with tokens added after its own, as transformers writes them; content -> whether it is special."""
+    file.with_name("tokenizer_config.json").unlink(missing_ok=True)  # of an earlier call
     size = Tokenizer(file).vocab_size
     plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     decoder = {
