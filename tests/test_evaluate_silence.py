@@ -152,6 +152,19 @@ def test_a_model_that_is_down_ends_the_evaluation_however_few_its_items(
     assert not (tmp_path / "eval" / "complete.json").exists()
 
 
+def test_a_judge_that_is_down_ends_the_evaluation_however_few_its_pairs(
+    flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    models = ("models.right=@Simulated", "baseline=tiny", "gates.pairs=0", "task.per_band=1", "max_attempts=1")
+    down = ("judges.j=@Judge", "judges.j.llm=@OpenAICompatible", "judges.j.llm.model=any")
+    at = ("judges.j.llm.base_url=http://127.0.0.1:9/v1", "judges.j.llm.price=@Price")
+    free = ("judges.j.llm.price.input=0", "judges.j.llm.price.output=0")
+    assert main(flow.eval_command(tmp_path / "eval", *models, *down, *at, *free)) == 2
+    assert "every request to judges.j was given up: " in capsys.readouterr().err
+    assert not (tmp_path / "eval" / "complete.json").exists()
+
+
 def test_the_settings_of_an_evaluation_are_shown_as_they_are_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "eval", "configs/eval/simulated.gin"]) == 0
     shown = capsys.readouterr().out

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeAlias
 
 from data_gen.measure.asking import Judge as Model
-from wizard_jax.evaluate.answering import Asked, Asking, together
+from data_gen.side_by_side import RunError
+from wizard_jax.evaluate.answering import GIVEN_UP, Asked, Asking, together
 from wizard_jax.evaluate.config import EvalConfig
 from wizard_jax.evaluate.items import Answer, Item
 from wizard_jax.evaluate.judging.calibration import (
@@ -52,6 +53,7 @@ class _Single:
     answer: Answer
 
 
+_Said: TypeAlias = Verdict | tuple[Graded, ...] | Calibration
 _Piece: TypeAlias = _Pair | _Single | AnswerPair | InstructionPair
 
 
@@ -79,9 +81,13 @@ def _pieces(config: EvalConfig, judge: str, items: Sequence[Item], answers: Answ
 async def judged(
     items: Sequence[Item], answers: Answers, *, known: KnownTruth, asking: Asking, tell: Callable[[], None]
 ) -> Judged:
-    """Asks every judge; hosted ones side by side. Raises as `Asking.each` does."""
+    """Asks every judge; hosted ones side by side.
+
+    Raises as `Asking.each` does, and:
+      RunError: every request to a judge was given up, so there is nobody to judge.
+    """
     config = asking.config
-    found: dict[tuple[str, int], Verdict | tuple[Graded, ...] | Calibration] = {}
+    found: dict[tuple[str, int], _Said] = {}
     models: dict[str, str] = {}
     for names in together({name: judge.llm for name, judge in config.judges.items()}):
         async with contextlib.AsyncExitStack() as opened:
@@ -102,6 +108,13 @@ async def judged(
                 for number, piece in enumerate(_pieces(config, name, items, answers, known))
             ]
             await asking.each(pieces, one, at_once=max(each.at_once for each in asked.values()))
+        for name in names:
+            problems = [problem for (judge, _), said in found.items() if judge == name for problem in _problems(said)]
+            if problems and all(problem.startswith(GIVEN_UP) for problem in problems):
+                raise RunError(
+                    f"every request to judges.{name} was {problems[-1]}. What was said so far is saved: mend this and "
+                    "start the same command again"
+                )
     rows = [(name, found[name, number]) for name, number in sorted(found, key=lambda key: key[1])]
     return Judged(
         verdicts=tuple(row for _, row in rows if isinstance(row, Verdict)),
@@ -114,9 +127,19 @@ async def judged(
     )
 
 
-async def _said(
-    what: _Piece, config: EvalConfig, name: str, asked: Asked
-) -> Verdict | tuple[Graded, ...] | Calibration:
+def _problems(said: _Said) -> Iterator[str]:
+    """Of each request that a judge was sent; '' where it was graded."""
+    match said:
+        case Verdict():
+            yield from said.problems if said.how == "asked" else ()
+        case Calibration():
+            yield from (problem for row in (*said.answers, *said.instructions) for problem in row.problems)
+            yield from (row.problem for row in (*said.grades, *said.difficulties))
+        case _:
+            yield from (row.problem for row in said)
+
+
+async def _said(what: _Piece, config: EvalConfig, name: str, asked: Asked) -> _Said:
     told = config.judges[name]
     panelist = Panelist(
         name=name, llm=Model(model=asked.chat, name=asked.name, seed=config.seed, max_tokens=told.max_tokens)
