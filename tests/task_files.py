@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PUBLISHED = Path("/work/shared/data")
+PUBLISHED = Path(__file__).parents[2] / "shared" / "data"
 """Where a developer may keep the files; tests of them are skipped where it is not there."""
 
 WIZARDLM = [

@@ -27,7 +27,7 @@ from wizard_jax.evaluate.statistics.bootstrap import Bootstrap
 BOOTSTRAP = Bootstrap(seed=0, draws=2_000)
 PAIRS = 60
 KNOWN = known_truth(PAIRS, seed=0)
-DATA = Path("/work/shared/data")
+DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def found(judge: Panelist, *, asks: Any = "both", gates: Gates | None = None) -> Health:
