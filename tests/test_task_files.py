@@ -15,6 +15,7 @@ from task_files import write_rows
 
 from wizard_jax.evaluate import config
 from wizard_jax.evaluate.items import Items, TaskError
+from wizard_jax.evaluate.statistics.multiple import pooled
 from wizard_jax.evaluate.tasks import gsm8k, ifeval, mt_bench, vicuna, wizardlm
 
 READERS: dict[str, tuple[Callable[[Any], Items], type[Any], list[Any], str]] = {
@@ -168,6 +169,10 @@ def test_the_published_wizardlm_set_is_what_its_paper_tells() -> None:
     assert len(skills) == 29
     assert skills.most_common(4) == [("Math", 19), ("Code Generation", 18), ("Writting", 18), ("Computer Science", 15)]
     assert skills["Philosophy"] == 1
+    assert set(found.families) == set(skills)
+    families = Counter(pooled([item.skill for item in found.items], families=found.families))
+    assert set(families) == set(found.families.values())
+    assert min(families.values()) >= 20, "each is large enough to speak of"
     difficulties = Counter(item.difficulty for item in found.items)
     assert [difficulties[float(n)] for n in range(1, 11)] == [11, 19, 27, 23, 9, 42, 24, 39, 13, 11]
     assert Counter(item.band for item in found.items) == {"easy": 80, "medium": 75, "hard": 63}

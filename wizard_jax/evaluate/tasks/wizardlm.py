@@ -9,7 +9,8 @@ There is no right answer to compare with: what models say is for judges. Skills 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from wizard_jax.evaluate.config import WizardLMTestSet
 from wizard_jax.evaluate.items import Item, Items
@@ -19,6 +20,22 @@ PUBLISHED = "e216ec20538a7040b908f654f1f767305460f0a71f01b3db9f3989c8a78f8245"
 SCHEMA = Schema(required={"idx": int, "Skill": str, "Difficulty": int, "Instruction": str}, id="idx")
 BANDS = {"easy": range(1, 5), "medium": range(5, 8), "hard": range(8, 11)}
 """Of the difficulty; the paper's hard ones are those of 8 and more."""
+
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        skill: family
+        for family, skills in {
+            "mathematics and science": "Math|Physics|Chemistry|Biology",
+            "code": "Code Generation|Code Debug|Computer Science|Technology",
+            "reasoning": "Reasoning|Common-Sense|Counterfactual",
+            "writing": "Writting|Academic Writing|Roleplay|Literature|Complex Format|Multilingual",
+            "society": "Law|Economy|Ethics|Medicine|History|Philosophy|TruthfulQA|Toxicity",
+            "culture": "Art|Music|Entertainment|Sport",
+        }.items()
+        for skill in skills.split("|")
+    }
+)
+"""No skill of the set has 20 items, so each is spoken of with others of its kind: our grouping, not the paper's."""
 
 
 def read(config: WizardLMTestSet) -> Items:
@@ -36,7 +53,8 @@ def read(config: WizardLMTestSet) -> Items:
         )
         for row in file.rows
     )
-    return Items(items=items, source=file.source, sha256=file.sha256, notes=(*file.notes, *_repeated(items)))
+    notes = (*file.notes, *_repeated(items))
+    return Items(items=items, source=file.source, sha256=file.sha256, notes=notes, families=FAMILIES)
 
 
 def _band(difficulty: int) -> str:
